@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Prints README.md's tables of flags and of tasks, made from the code that reads them.
+
+    python scripts/flags_table.py                    print both tables
+    python scripts/flags_table.py --write README.md  replace them between their markers
+    python scripts/flags_table.py --check README.md  exit 1 if the file's tables are not these
+
+The markers are `<!-- flags:begin -->`, `<!-- flags:end -->` and the same with `tasks`, each on a line of its own.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from xtremes_jax.arguments.parse import FLAGS, GROUPS, Flag
+from xtremes_jax.tasks import TASKS
+
+
+def flags_table() -> str:
+    """One Markdown table for each group of flags: name, old names, default, meaning, whether scoring takes it."""
+    parts = []
+    for group in GROUPS:
+        parts += [
+            f"**{group.capitalize()}**",
+            "",
+            "| Flag | Default | Meaning | `evaluate` |",
+            "|---|---|---|---|",
+            *(_row(flag) for flag in FLAGS.values() if flag.group == group),
+            "",
+        ]
+    return "\n".join(parts).rstrip()
+
+
+def _row(flag: Flag) -> str:
+    names = f"`--{flag.name}`" + "".join(f" (`--{old}`)" for old in flag.metadata["old"])
+    words = " ".join(map(str, flag.default)) if isinstance(flag.default, tuple) else str(flag.default)
+    default = f"`{words}`" if flag.default is not None and words else ""
+    choices = f" One of {', '.join(flag.metadata['choices'])}." if flag.metadata["choices"] else ""
+    cells = (names, default, flag.metadata["help"] + choices, "yes" if flag.metadata["scoring"] else "")
+    # A bar would end the cell, even between backquotes.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def tasks_table() -> str:
+    """A Markdown table of the tasks: config, head, target column, metrics, languages."""
+    rows = ["| `--task` | Config | Kind | Target column | Metrics | Languages |", "|---|---|---|---|---|---|"]
+    for task in TASKS.values():
+        languages = " ".join(task.languages) if len(task.languages) <= 14 else f"{len(task.languages)} languages"
+        rows.append(
+            f"| `{task.name}` | `{task.dataset}.<language>` | {task.kind} | `{task.target_column}` "
+            f"| {', '.join(task.metrics)} | {languages} |"
+        )
+    return "\n".join(rows)
+
+
+def with_tables(text: str) -> str:
+    """`text` with both tables in place of what stands between their markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, table in (("flags", flags_table()), ("tasks", tasks_table())):
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"The markers {begin.strip()} and {end} are missing.")
+        before, rest = text.split(begin, 1)
+        text = f"{before}{begin}{table}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", type=Path, metavar="FILE")
+    parser.add_argument("--write", type=Path, metavar="FILE")
+    wanted = parser.parse_args()
+    if wanted.check:
+        text = wanted.check.read_text(encoding="utf-8")
+        if with_tables(text) != text:
+            print(f"{wanted.check} is out of date: run python scripts/flags_table.py --write {wanted.check}")
+            return 1
+    elif wanted.write:
+        wanted.write.write_text(with_tables(wanted.write.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(f"{tasks_table()}\n\n{flags_table()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What flags must not say together, found before any work is done."""
+
+import os
+from collections.abc import Mapping
+
+from xtremes_jax.arguments.fields import DataArguments, ModelArguments, TrainingArguments
+from xtremes_jax.arguments.parse import Given
+from xtremes_jax.errors import InputError
+from xtremes_jax.tasks import Selection, nearest
+
+
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses to be one of several processes that a PyTorch launcher started: they would all write the same files.
+
+    Raises:
+        InputError: `LOCAL_RANK` is set and `WORLD_SIZE` is above 1.
+    """
+    if "LOCAL_RANK" in environment and environment.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise InputError(
+            f"This is process {environment['LOCAL_RANK']} of {environment['WORLD_SIZE']} that torchrun or another "
+            "PyTorch launcher started. One process drives all devices of a machine: start it once, with "
+            "python -m xtremes_jax.train and without a launcher, or unset LOCAL_RANK and WORLD_SIZE."
+        )
+
+
+def check_model(model: ModelArguments, training: TrainingArguments, given: Given) -> None:
+    """Exactly one source of weights, and no scoring of random ones."""
+    if model.model_name_or_path is None and model.config_name is None:
+        raise InputError(
+            "There is no model to start from. Add --model_name_or_path (pretrained weights) or --config_name (random "
+            "weights, for example --config_name small)."
+        )
+    if model.model_name_or_path is not None and model.config_name is not None:
+        raise InputError(
+            f"{given.source('model_name_or_path')} (pretrained weights) and {given.source('config_name')} (random "
+            "weights) exclude each other. Drop one of the two."
+        )
+    if model.config_name is not None and not training.do_train:
+        raise InputError(
+            f"{given.source('config_name')} gives random weights, which are of no use without training. Add "
+            "--do_train, or name a trained model with --model_name_or_path."
+        )
+
+
+def check_data(data: DataArguments, given: Given) -> None:
+    """Durations that leave something to train on, and one way of sizing a batch."""
+    longest, shortest = data.max_duration_in_seconds, data.min_duration_in_seconds
+    if longest is not None and shortest >= longest:
+        raise InputError(
+            f"{given.source('min_duration_in_seconds')} {shortest:g} leaves no clip below "
+            f"{given.source('max_duration_in_seconds')} {longest:g}. Lower the first or raise the second."
+        )
+    if data.max_batch_seconds is None:
+        return
+    if "per_device_train_batch_size" in given.values:
+        raise InputError(
+            f"{given.source('max_batch_seconds')} and {given.source('per_device_train_batch_size')} are two ways to "
+            "size a batch. Drop one of the two."
+        )
+    if longest is None or data.max_batch_seconds < longest:
+        limit = "there is no limit" if longest is None else f"{longest:g} s are allowed"
+        raise InputError(
+            f"{given.source('max_batch_seconds')} {data.max_batch_seconds:g} may not hold the longest clip ({limit}). "
+            f"Set --max_duration_in_seconds to at most {data.max_batch_seconds:g}, or raise --max_batch_seconds."
+        )
+
+
+def check_training(training: TrainingArguments, given: Given) -> None:
+    """Something to do, somewhere to write, one precision, one warm-up, strategies that fit each other."""
+    if not (training.do_train or training.do_eval or training.do_predict):
+        raise InputError("There is nothing to do. Add --do_train, --do_eval or --do_predict (or several).")
+    if training.output_dir is None:
+        raise InputError("There is nowhere to write results. Add --output_dir with the name of a directory.")
+    if training.fp16 and training.bf16:
+        raise InputError(f"{given.source('fp16')} and {given.source('bf16')} exclude each other. Drop one of the two.")
+    if training.warmup_steps and training.warmup_ratio:
+        raise InputError(
+            f"{given.source('warmup_steps')} and {given.source('warmup_ratio')} both set the warm-up. Drop one of "
+            "the two."
+        )
+    if training.max_steps == 0:
+        raise InputError(f"{given.source('max_steps')} 0 trains nothing. Use -1 for no limit, or leave out --do_train.")
+    if training.gradient_checkpointing and training.remat_policy == "none":
+        raise InputError(
+            f"{given.source('gradient_checkpointing')} and {given.source('remat_policy')} none contradict each other. "
+            "Drop one of the two."
+        )
+    for name in ("eval_steps", "save_steps", "logging_steps", "warmup_steps"):
+        value = getattr(training, name)
+        if value is not None and value >= 1 and value != int(value):
+            raise InputError(f"{given.source(name)} {value:g} must be whole, or below 1 for a share of the run.")
+    if {"none"} < set(training.report_to):
+        raise InputError(f"{given.source('report_to')} {' '.join(training.report_to)}: none excludes the others.")
+
+
+def check_best_model(training: TrainingArguments, selection: Selection, given: Given) -> None:
+    """A metric this task has, and evaluations where checkpoints are written (as Transformers demands)."""
+    metric = training.metric_for_best_model
+    known = ("loss", *selection.task.metrics)
+    if metric is not None and metric not in known:
+        raise InputError(
+            f"{given.source('metric_for_best_model')} {metric} is no metric of {selection.task.name}"
+            f"{nearest(metric, known)} Choose one of {', '.join(known)}."
+        )
+    if not training.load_best_model_at_end:
+        return
+    wanted = given.source("load_best_model_at_end")
+    if not training.do_train:
+        raise InputError(f"{wanted} needs training. Add --do_train, or drop it.")
+    if training.eval_strategy == "no" or training.eval_strategy != training.save_strategy:
+        raise InputError(
+            f"{wanted} needs checkpoints where the model is scored, but --eval_strategy is {training.eval_strategy} "
+            f"and --save_strategy is {training.save_strategy}. Set both to steps, or both to epoch."
+        )
+    if training.eval_strategy == "steps":
+        _check_multiple(training.save_steps, training.eval_steps, wanted)
+
+
+def _check_multiple(save_steps: float, eval_steps: float, wanted: str) -> None:
+    mixed = (save_steps < 1) != (eval_steps < 1)
+    # Shares of the run are compared in whole millionths, which floats of this size hold exactly.
+    save, evaluate = (round(steps * 1_000_000) for steps in (save_steps, eval_steps))
+    if mixed or save % evaluate:
+        raise InputError(
+            f"{wanted} needs --save_steps ({save_steps:g}) to be a multiple of --eval_steps ({eval_steps:g}), so that "
+            "every checkpoint is scored. Set both to the same number."
+        )
+
+
+# What a flag needs to take part in a run -> the flags that need it, and whether the run has it.
+_IDLE_UNLESS = {
+    "--eval_strategy steps": (("eval_steps",), lambda data, run: run.eval_strategy == "steps"),
+    "--save_strategy steps": (("save_steps",), lambda data, run: run.save_strategy == "steps"),
+    "--logging_strategy steps": (
+        ("logging_steps", "logging_first_step"),
+        lambda data, run: run.logging_strategy == "steps",
+    ),
+    "--load_best_model_at_end": (
+        ("metric_for_best_model", "greater_is_better"),
+        lambda data, run: run.load_best_model_at_end,
+    ),
+    "--push_to_hub": (("hub_model_id", "hub_token", "hub_private_repo"), lambda data, run: run.push_to_hub),
+    "--report_to tensorboard": (("logging_dir", "run_name"), lambda data, run: bool(run.report_to)),
+    "--do_train": (
+        ("train_split_name", "max_train_samples", "group_by_length", "learning_rate", "num_train_epochs", "max_steps"),
+        lambda data, run: run.do_train,
+    ),
+    "--do_eval": (("eval_split_name", "max_eval_samples"), lambda data, run: run.do_eval),
+    "--do_predict": (("predict_split_name", "max_predict_samples"), lambda data, run: run.do_predict),
+    "--max_steps -1": (("num_train_epochs",), lambda data, run: run.max_steps < 0),
+    "--lr_scheduler_type other than constant": (
+        ("warmup_steps", "warmup_ratio"),
+        lambda data, run: run.lr_scheduler_type != "constant",
+    ),
+}
+
+
+def find_idle(data: DataArguments, training: TrainingArguments, given: Given) -> tuple[str, ...]:
+    """One sentence for each flag that was given but has no part in this run, as in Transformers."""
+    notes = []
+    for needed, (names, holds) in _IDLE_UNLESS.items():
+        if not holds(data, training):
+            notes += [
+                f"{given.source(name)} has no effect without {needed}." for name in names if given.values.get(name)
+            ]
+    return tuple(notes)
