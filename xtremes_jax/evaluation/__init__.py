@@ -1,0 +1,1 @@
+"""From predictions to scores: greedy decoding, and the metrics of XTREME-S."""

@@ -1,0 +1,139 @@
+"""The scores of XTREME-S, as the benchmark's metric in Hugging Face `evaluate` (`xtreme_s`) defines them.
+
+Error rates are pooled over the clips they are given: the sum of edit errors over the sum of reference words or
+characters. Text is taken as it is, apart from surrounding and repeated spaces.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from xtremes_jax.tasks import TaskSpec
+
+# Both squeeze runs of white space and strip the ends; characters then count the single spaces that are left.
+_WORDS = jiwer.Compose([jiwer.RemoveMultipleSpaces(), jiwer.Strip(), jiwer.ReduceToListOfListOfWords()])
+_CHARACTERS = jiwer.Compose([jiwer.RemoveMultipleSpaces(), jiwer.Strip(), jiwer.ReduceToListOfListOfChars()])
+
+
+def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Word edits (substitutions, deletions, insertions) over the number of reference words, summed over all clips.
+
+    May exceed 1. A clip whose reference is empty adds its predicted words as insertions and nothing to the number of
+    words; if every reference is empty, the rate is the number of predicted words, as in jiwer 4.
+
+    Raises:
+        ValueError: no clips, or not one prediction for each reference.
+    """
+    return _error_rate(predictions, references, _WORDS)
+
+
+def character_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Like `word_error_rate`, over characters; spaces between words are characters too."""
+    return _error_rate(predictions, references, _CHARACTERS)
+
+
+def _error_rate(predictions: Sequence[str], references: Sequence[str], split: jiwer.Compose) -> float:
+    _check_paired(predictions, references)
+    counted = jiwer.process_words(
+        list(references), list(predictions), reference_transform=split, hypothesis_transform=split
+    )
+    return float(counted.wer)
+
+
+def accuracy(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Share of clips whose class (a number or a name) is the reference's.
+
+    Raises:
+        ValueError: no clips, or not one prediction for each reference.
+    """
+    _check_paired(predictions, references)
+    return float(np.mean(np.asarray(predictions) == np.asarray(references)))
+
+
+def macro_f1(predictions: Sequence[Hashable], references: Sequence[Hashable]) -> float:
+    """Unweighted mean of the F1 scores of all classes that occur in the predictions or the references.
+
+    F1 is `2 TP / (2 TP + FP + FN)`; a class that is only predicted, or never found, has 0. Equal to scikit-learn's
+    `f1_score(average="macro")`.
+
+    Raises:
+        ValueError: no clips, or not one prediction for each reference.
+    """
+    _check_paired(predictions, references)
+    classes, ids = np.unique(np.concatenate([np.asarray(predictions), np.asarray(references)]), return_inverse=True)
+    predicted, true = ids[: len(predictions)], ids[len(predictions) :]
+    hits = np.bincount(true[predicted == true], minlength=len(classes))
+    occurrences = np.bincount(ids, minlength=len(classes))  # 2 TP + FP + FN: each clip counts once on either side
+    return float(np.mean(2 * hits / occurrences))
+
+
+def _check_paired(predictions: Sequence[Any], references: Sequence[Any]) -> None:
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions were given for {len(references)} references.")
+    if len(references) == 0:
+        raise ValueError("There are no clips to score.")
+
+
+METRICS: dict[str, Callable[[Sequence, Sequence], float]] = {
+    "wer": word_error_rate,
+    "cer": character_error_rate,
+    "accuracy": accuracy,
+    "f1": macro_f1,
+}
+"""Metric by the name that `TaskSpec.metrics` and the result files use."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one split, as fractions (0.25 is 25%)."""
+
+    average: dict[str, float]
+    """Metric -> score over the split: the mean of the languages' scores, or that of all clips together."""
+    per_language: dict[str, dict[str, float]]
+    """Language -> metric -> score, languages in alphabetical order; given in either case."""
+    counts: dict[str, int]
+    """Language -> number of clips."""
+
+
+def score(
+    task: TaskSpec,
+    predictions: Sequence[Hashable],
+    references: Sequence[Hashable],
+    languages: Sequence[str],
+    per_language: bool,
+) -> Scores:
+    """Scores a split by the task's metrics.
+
+    Args:
+        predictions: one a clip: text for recognition, a class (number or name) for classification.
+        references: likewise.
+        languages: the language of each clip.
+        per_language: average the languages' scores, each with the same weight; otherwise score all clips as one corpus.
+
+    Raises:
+        ValueError: no clips, or sequences of different lengths.
+    """
+    _check_paired(predictions, references)
+    _check_paired(languages, references)
+    rows: dict[str, list[int]] = {language: [] for language in sorted(set(languages))}
+    for row, language in enumerate(languages):
+        rows[language].append(row)
+    by_language = {
+        language: _apply(task, [predictions[row] for row in chosen], [references[row] for row in chosen])
+        for language, chosen in rows.items()
+    }
+    if per_language:
+        average = {
+            metric: float(np.mean([scores[metric] for scores in by_language.values()])) for metric in task.metrics
+        }
+    else:
+        average = _apply(task, predictions, references)
+    return Scores(average, by_language, dict(sorted(Counter(languages).items())))
+
+
+def _apply(task: TaskSpec, predictions: Sequence, references: Sequence) -> dict[str, float]:
+    return {metric: METRICS[metric](predictions, references) for metric in task.metrics}

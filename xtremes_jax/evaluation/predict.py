@@ -1,0 +1,116 @@
+"""A split in, hypotheses beside references and their scores out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.evaluation.decode import collapse, to_text
+from xtremes_jax.evaluation.metrics import Scores, score
+from xtremes_jax.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class ScoredSplit:
+    """The result of evaluating a model on a split.
+
+    `metrics` has the averages under the metric's plain name ("wer") and each language's as "wer_<language>", the mean
+    "loss", and the number of "samples"; `predictions` has one dict a clip: id, sample_id, language, reference and
+    prediction.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    scores: Scores
+
+
+def predict(
+    eval_step: Callable, batches: Iterable, on_batch: Callable[[], None]
+) -> tuple[dict[int, np.ndarray], float]:
+    """Runs a model over batches: (sample id -> raw argmax ids, mean loss over the clips).
+
+    Args:
+        eval_step: batch -> `training.step.Prediction`, on the devices.
+        batches: of an evaluation loader; filler rows are left out here.
+        on_batch: called after each batch, for a progress bar.
+    """
+    ids: dict[int, np.ndarray] = {}
+    loss_sum, weight = 0.0, 0.0
+    for loaded in batches:
+        prediction = jax.device_get(eval_step(loaded.batch))
+        sample_ids = np.asarray(jax.device_get(loaded.batch.sample_ids))
+        for row in np.flatnonzero(sample_ids >= 0):
+            raw = prediction.ids[row]
+            ids[int(sample_ids[row])] = raw[: prediction.lengths[row]] if raw.ndim else raw
+        loss_sum += float(prediction.loss_sum)
+        weight += float(prediction.weight)
+        on_batch()
+    return ids, loss_sum / weight if weight else float("nan")
+
+
+def score_split(
+    task: TaskSpec,
+    ids: dict[int, np.ndarray],
+    loss: float,
+    *,
+    sample_ids: Sequence[int],
+    references: Sequence[str],
+    languages: Sequence[str],
+    clip_names: Sequence[str],
+    tokenizer=None,
+    label_names: Sequence[str] | None = None,
+    per_language: bool = True,
+) -> ScoredSplit:
+    """Decodes argmax ids and scores them as the XTREME-S metric does.
+
+    Clips whose ids are missing (they could not be decoded) are left out here; the loader has listed them.
+
+    Args:
+        ids: from `predict`.
+        sample_ids, references, languages, clip_names: one entry a clip of the split. A reference is the clean
+            transcript or the name of the class.
+        tokenizer: of a CTC model.
+        label_names: of a classification model, by class id.
+        per_language: average over languages instead of pooling all clips.
+
+    Raises:
+        InputError: no clip is left to score.
+    """
+    kept = [i for i, sample_id in enumerate(sample_ids) if int(sample_id) in ids]
+    if not kept:
+        raise InputError("There is no clip to score: none of the split could be read. See skipped.jsonl.")
+    raw = [ids[int(sample_ids[i])] for i in kept]
+    if task.kind == "ctc":
+        hypotheses = _transcripts(raw, tokenizer)
+    else:
+        hypotheses = [label_names[int(label)] for label in raw]
+    kept_references = [references[i] for i in kept]
+    scores = score(task, hypotheses, kept_references, [languages[i] for i in kept], per_language=per_language)
+    metrics = dict(scores.average)
+    if per_language:
+        for language, values in scores.per_language.items():
+            metrics |= {f"{name}_{language}": value for name, value in values.items()}
+    metrics |= {"loss": loss, "samples": len(kept)}
+    predictions = [
+        {
+            "id": clip_names[i],
+            "sample_id": int(sample_ids[i]),
+            "language": languages[i],
+            "reference": references[i],
+            "prediction": hypothesis,
+        }
+        for i, hypothesis in zip(kept, hypotheses, strict=True)
+    ]
+    return ScoredSplit(metrics, predictions, scores)
+
+
+def _transcripts(raw: Sequence[np.ndarray], tokenizer) -> list[str]:
+    """Best paths of ragged lengths to text."""
+    lengths = np.array([len(path) for path in raw], np.int64)
+    padded = np.full((len(raw), max(1, lengths.max(initial=0))), tokenizer.pad_token_id, np.int64)
+    for row, path in enumerate(raw):
+        padded[row, : len(path)] = path
+    return to_text(tokenizer, collapse(padded, lengths, tokenizer.pad_token_id))

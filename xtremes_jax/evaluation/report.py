@@ -1,0 +1,102 @@
+"""What a run leaves for people and programs to read: JSON results, predictions, metrics.jsonl, TensorBoard events."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes `values` whole or not at all; numbers that are not finite become null, which JSON can hold."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    return value
+
+
+class RunLog:
+    """Appends a run's numbers to `metrics.jsonl` and, when asked, to TensorBoard event files.
+
+    Args:
+        directory: the run's output directory.
+        tensorboard_dir: where to write TensorBoard events; None writes none.
+        resume_step: lines of later steps are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int):
+        self.path = directory / "metrics.jsonl"
+        self._keep_until(resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._writer = None
+        if tensorboard_dir is not None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=resume_step + 1 if resume_step else None)
+
+    def _keep_until(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        rows = []
+        for line in self.path.read_text("utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the torn last line of a run that was killed while writing; its step is run again
+            if row.get("step", 0) <= step and step > 0:
+                rows.append(row)
+        write_jsonl(self.path, rows)
+
+    def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Writes a line. `kind` is "train" or a split's prefix ("eval", "predict")."""
+        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
+        self._file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def results_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain text table; numbers are right-aligned with four digits."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+
+    def line(row: Sequence[str], source: Sequence[Any] | None) -> str:
+        aligned = [
+            cell.rjust(width) if source is not None and isinstance(source[i], (int, float)) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(aligned).rstrip()
+
+    body = [line(row, source) for row, source in zip(cells, rows, strict=True)]
+    return "\n".join([line(list(columns), None), "  ".join("-" * width for width in widths), *body])
