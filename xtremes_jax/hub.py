@@ -1,0 +1,353 @@
+"""Everything between a run and a Hugging Face repository: finding a model, its configuration and tokenizer; writing a
+directory that Transformers loads unchanged; the push.
+
+Tokens are passed on to the client and appear in no message, file or log.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import numpy as np
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.errors import InputError
+from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2CTCTokenizer
+
+_CONFIG_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+# A run's state is of use to that run alone; a dot marks a file that is still being written.
+_NOT_PUSHED = ["checkpoints/*", ".*", "*/.*", "*.tmp"]
+# The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
+_HTTP_ERROR = HfHubHTTPError.__bases__[0]
+
+
+def resolve_model(
+    path_or_id: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    weights: bool = True,
+    endpoint: str | None = None,
+) -> Path:
+    """The local directory of a model: a directory as it is, a hub id after its files have been downloaded.
+
+    Downloaded are the configuration, tokenizer and feature extractor files, and the weights in one format: safetensors
+    when the repository has any, `pytorch_model.bin` otherwise.
+
+    Args:
+        path_or_id: a directory, or the id of a model on the hub (`facebook/wav2vec2-xls-r-300m`).
+        cache_dir: where downloads are kept; None means the hub client's own cache.
+        revision: branch, tag or commit on the hub.
+        token: for private and gated models; None means the one of `hf auth login`, if any.
+        weights: False for the small files alone (a tokenizer's repository); then config.json may be absent too.
+        endpoint: address of the hub; None means `HF_ENDPOINT` or huggingface.co.
+
+    Raises:
+        InputError: neither a model directory nor a model that can be had from the hub.
+    """
+    local = Path(path_or_id).expanduser()
+    if local.is_dir():
+        if weights and not (local / "config.json").is_file():
+            raise InputError(f"{local} is not a model directory: it has no config.json.")
+        return local
+    name = str(path_or_id)
+    if local.exists():
+        raise InputError(f"{name} is a file. Give the directory that holds config.json and the weights.")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(
+            f"{name} does not exist. Give a directory that holds config.json, or the id of a model on the hub."
+        )
+
+    def download(patterns: tuple[str, ...]) -> Path:
+        with _explained(name, token):
+            return Path(
+                huggingface_hub.snapshot_download(
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    token=token,
+                    allow_patterns=list(patterns),
+                    endpoint=endpoint,
+                )
+            )
+
+    if not weights:
+        return download(_CONFIG_FILES)
+    directory = download(_CONFIG_FILES + _SAFETENSORS_FILES)
+    if not any((directory / file).is_file() for file in WEIGHT_FILES):
+        directory = download(_CONFIG_FILES + _PICKLED_FILES)
+    if not (directory / "config.json").is_file():
+        raise InputError(f"The repository {name} is not a Transformers model: it has no config.json.")
+    if not any((directory / file).is_file() for file in WEIGHT_FILES):
+        raise InputError(f"The repository {name} has no weights: looked for {', '.join(WEIGHT_FILES)}.")
+    return directory
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a model directory; InputError when it is absent, damaged or no JSON object."""
+    return read_json_object(Path(directory) / "config.json")
+
+
+def read_preprocessor(directory: Path) -> dict[str, Any]:
+    """What a model wants done to its audio: `do_normalize`, `return_attention_mask` (bools), `sampling_rate` (Hz).
+
+    Read, as Transformers 5 does, from "feature_extractor" in processor_config.json, else from preprocessor_config.json;
+    what neither says has the default of `Wav2Vec2FeatureExtractor`.
+
+    Raises:
+        InputError: a file is damaged, asks for features other than the waveform, or for a rate other than 16 kHz.
+    """
+    processor, extractor = Path(directory) / "processor_config.json", Path(directory) / "preprocessor_config.json"
+    found: Any = read_json_object(processor).get("feature_extractor") if processor.is_file() else None
+    source = processor
+    if found is None:
+        source = extractor
+        found = read_json_object(extractor) if extractor.is_file() else {}
+    if not isinstance(found, dict):
+        raise InputError(f'{source}: "feature_extractor" must be a JSON object.')
+    kind = found.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
+    if kind != "Wav2Vec2FeatureExtractor":
+        raise InputError(
+            f"{source} asks for a {kind}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
+        )
+    settings = {"do_normalize": True, "return_attention_mask": False, "sampling_rate": SAMPLE_RATE}
+    settings.update({key: found[key] for key in settings if key in found})
+    for key in ("do_normalize", "return_attention_mask"):
+        if not isinstance(settings[key], bool):
+            raise InputError(f"{source}: {key} must be true or false, not {settings[key]!r}.")
+    if settings["sampling_rate"] != SAMPLE_RATE:
+        raise InputError(
+            f"{source}: the model reads audio at {settings['sampling_rate']} Hz; only 16000 Hz is supported."
+        )
+    return settings
+
+
+def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
+    """The CTC tokenizer in a model directory, from local files alone; None when there is no vocab.json.
+
+    Raises:
+        InputError: the files are damaged, or of a tokenizer of another kind.
+    """
+    directory = Path(directory)
+    if not (directory / "vocab.json").is_file():
+        return None
+    read_json_object(directory / "vocab.json")
+    settings = directory / "tokenizer_config.json"
+    kind = read_json_object(settings).get("tokenizer_class") if settings.is_file() else None
+    if kind not in (None, "Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer"):
+        raise InputError(
+            f"{directory} holds a {kind}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
+        )
+    # Here, not above: Transformers takes a second to import, and classification needs no tokenizer.
+    from transformers import Wav2Vec2CTCTokenizer
+
+    try:
+        return Wav2Vec2CTCTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"The tokenizer in {directory} cannot be loaded ({error}).") from error
+
+
+def export(
+    directory: Path,
+    *,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    tokenizer: "Wav2Vec2CTCTokenizer | None",
+    preprocessor: Mapping[str, Any],
+    id2label: Mapping[int, str] | None,
+    model_card: str,
+) -> None:
+    """Write a repository that Transformers loads unchanged: configuration, weights, feature extractor, tokenizer, card.
+
+    With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`), without one a classifier
+    (`AutoModelForAudioClassification`, `AutoFeatureExtractor`); `pipeline()` takes either. Each file is written aside
+    and renamed into place. What an earlier export left of these files is removed; other files are left alone.
+
+    Args:
+        directory: made if absent.
+        tensors: parameters by their Hugging Face names.
+        config: content of config.json; `architectures`, the labels and the tokenizer's ids are filled in here.
+        tokenizer: for CTC.
+        preprocessor: `do_normalize`, `return_attention_mask`, `sampling_rate`, as `read_preprocessor` returns them.
+        id2label: for classification, the names of the classes by id, 0 to N - 1.
+        model_card: text of README.md.
+
+    Raises:
+        ValueError: the head's size differs from the vocabulary's or from the number of labels.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    content = _complete_config(config, tokenizer, id2label, tensors)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=directory))
+    try:
+        _write_processor(staging, tokenizer, preprocessor)
+        (staging / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (staging / "README.md").write_text(model_card, encoding="utf-8")
+        write_safetensors(directory, tensors)
+        written = sorted(path.name for path in staging.iterdir())
+        for name in written:
+            os.replace(staging / name, directory / name)
+        # A tokenizer or processor of an earlier export would be loaded together with these weights.
+        for name in set(_CONFIG_FILES).difference(written):
+            (directory / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(staging)
+
+
+def _complete_config(
+    config: Mapping[str, Any],
+    tokenizer: "Wav2Vec2CTCTokenizer | None",
+    id2label: Mapping[int, str] | None,
+    tensors: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """`config` with what the head implies, checked against the head's weights."""
+    content = {"model_type": "wav2vec2", "dtype": "float32", **config}
+    if tokenizer is not None:
+        size, head = len(tokenizer), "lm_head.weight"
+        content.update(vocab_size=size, pad_token_id=tokenizer.pad_token_id)
+        content.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+        content["architectures"] = ["Wav2Vec2ForCTC"]
+    else:
+        labels = {int(index): str(name) for index, name in (id2label or {}).items()}
+        size, head = len(labels), "classifier.weight"
+        if sorted(labels) != list(range(size)) or not size:
+            raise ValueError(f"id2label must name the classes 0 to N - 1, not {sorted(labels)}")
+        content["id2label"] = {str(index): labels[index] for index in sorted(labels)}
+        content["label2id"] = {labels[index]: index for index in sorted(labels)}
+        content["architectures"] = ["Wav2Vec2ForSequenceClassification"]
+    if head not in tensors or tensors[head].shape[0] != size:
+        rows = tensors[head].shape[0] if head in tensors else "no"
+        raise ValueError(f"{head} has {rows} rows for {size} tokens or labels")
+    return content
+
+
+def _write_processor(
+    directory: Path, tokenizer: "Wav2Vec2CTCTokenizer | None", preprocessor: Mapping[str, Any]
+) -> None:
+    """The feature extractor alone, and with a tokenizer the processor that joins the two; without PyTorch."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor(**preprocessor)
+    if tokenizer is not None:
+        from transformers import Wav2Vec2Processor
+
+        Wav2Vec2Processor(extractor, tokenizer).save_pretrained(directory)
+    # Read by Transformers before 5, and where there is no processor; 5 reads the processor's file first.
+    extractor.save_pretrained(directory)
+
+
+def push(
+    directory: Path,
+    *,
+    repo_id: str,
+    token: str | None,
+    private: bool | None,
+    commit_message: str,
+    endpoint: str | None = None,
+) -> str:
+    """Upload an exported directory to the hub, checkpoints and hidden files left out; the repository is made if absent.
+
+    Args:
+        directory: as `export` wrote it.
+        repo_id: `name` or `owner/name`.
+        token: needs write access; None means the one of `hf auth login`.
+        private: None leaves the choice to the owner's settings on the hub.
+        commit_message: first line of the commit.
+        endpoint: address of the hub; None means `HF_ENDPOINT` or huggingface.co.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: the hub cannot be reached, or refuses.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory} has no config.json: there is no exported model to push.")
+    api = huggingface_hub.HfApi(endpoint=endpoint, token=_checked_token(token))
+    with _explained(repo_id, token):
+        # The full name comes back: "name" alone becomes "owner/name".
+        full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=full_name,
+            folder_path=directory,
+            commit_message=commit_message,
+            ignore_patterns=list(_NOT_PUSHED),
+        )
+    return commit.commit_url
+
+
+def _checked_token(token: str | None) -> str | None:
+    """The token, which must be fit for a header: HTTP libraries quote an unfit one in their error messages."""
+    if token is not None and (
+        not token or not token.isascii() or any(c.isspace() or not c.isprintable() for c in token)
+    ):
+        raise InputError(
+            "The hub token is empty or holds spaces or other odd characters. Copy it again (it starts with hf_)."
+        )
+    return token
+
+
+@contextmanager
+def _explained(repo_id: str, token: str | None) -> Iterator[None]:
+    """Turn the hub client's errors into InputErrors that say what to do."""
+    _checked_token(token)
+    with_token = (
+        "the token given" if token else "no token was given (--hub_token), and that of `hf auth login`, if any,"
+    )
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InputError(
+            f"{repo_id} is gated: accept its terms on its page on the hub, then pass a token of that account."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{repo_id} is on the hub, but not in the revision asked for. Check the name.") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{repo_id} was not found on the hub, nor is it a directory here. Check the name. If it is private: "
+            f"{with_token} may lack access."
+        ) from error
+    except HFValidationError as error:
+        raise InputError(f"{repo_id} is neither a directory here nor a valid name on the hub: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{repo_id} is not a directory here, and the hub cannot be reached (no network, HF_HUB_OFFLINE set, "
+            "or the hub is down) while the cache does not hold all of it. Download it first, and give the directory."
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = f"{with_token} may be invalid, or lack write access" if status in (401, 403) else "try again later"
+        raise InputError(f"The hub answered {status} for {repo_id}: {reason}.") from error
+    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+        # An upload that fails in a worker thread arrives wrapped, with the reason inside.
+        reasons = "; ".join(f"{type(e).__name__}: {e}" for e in (error, error.__cause__) if e is not None)
+        raise InputError(f"{repo_id}: the exchange with the hub failed ({reasons}).") from error
