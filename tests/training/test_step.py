@@ -1,0 +1,234 @@
+"""The training step: against a plain PyTorch loop, and its invariances."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtremes_jax.batch import Batch
+from xtremes_jax.models import PRESETS, build_model, decays, flatten_params, split_params, to_huggingface
+from xtremes_jax.models import is_feature_encoder, unflatten_params  # isort: skip
+from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.optimizer import make_optimizer, make_schedule
+from xtremes_jax.training.sharding import make_mesh, tree_sharding
+from xtremes_jax.training.state import create_state
+from xtremes_jax.training.step import make_eval_step, make_train_step, step_randomness
+
+QUIET = dict(
+    hidden_dropout=0.0, activation_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
+    layerdrop=0.0, mask_time_prob=0.0, mask_feature_prob=0.0,
+)  # fmt: skip
+LENGTHS = (4000, 9000, 6001, 7777)
+
+
+def tiny(head, **changes):
+    fields = {**QUIET, **changes}
+    return dataclasses.replace(PRESETS["tiny"], head=head, vocab_size=11, num_labels=5, pad_token_id=10, **fields)
+
+
+def make_batch(rng, config, lengths=LENGTHS):
+    rows, width = len(lengths), max(lengths)
+    audio = np.zeros((rows, width), np.int16)
+    for row, length in enumerate(lengths):
+        audio[row, :length] = rng.normal(size=length) * 3000
+    labels = rng.integers(0, 10 if config.head == "ctc" else 5, (rows, 4 if config.head == "ctc" else 1))
+    label_lengths = np.asarray([2, 4, 3, 1] * rows)[:rows] if config.head == "ctc" else np.ones(rows)
+    return Batch(
+        audio, np.asarray(lengths, np.int32), labels.astype(np.int32), label_lengths.astype(np.int32),
+        np.ones(rows, np.float32), np.arange(rows, dtype=np.int32) + 100,
+    )  # fmt: skip
+
+
+def objective_of(config):
+    return Objective(config.head, blank=config.pad_token_id)
+
+
+class Run:
+    """A model, its state and its compiled step."""
+
+    def __init__(self, config, *, dtype=jnp.float32, accumulation=1, scale_loss=False, learning_rate=1e-3, freeze=True):
+        self.config = config
+        self.graphdef, params = split_params(build_model(config, seed=3, dtype=dtype))
+        flat = flatten_params(params)
+        trainable = {name: value for name, value in flat.items() if not (freeze and is_feature_encoder(name))}
+        frozen = {name: value for name, value in flat.items() if name not in trainable}
+        schedule = make_schedule("linear", learning_rate, 5, 40)
+        optimizer = make_optimizer(
+            schedule, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05,
+            decay_mask={name: decays(name) for name in trainable},
+        )  # fmt: skip
+        mesh = make_mesh()
+        # A copy: the step donates its state, and tests compare with the start.
+        state = jax.tree.map(jnp.copy, create_state(trainable, frozen, optimizer, scale_loss=scale_loss))
+        sharding = tree_sharding(mesh, state)
+        self.state = jax.device_put(state, sharding)
+        self.start = {**trainable, **frozen}
+        self.step = make_train_step(
+            graphdef=self.graphdef, objective=objective_of(config), optimizer=optimizer, schedule=schedule,
+            max_grad_norm=1.0, accumulation=accumulation, scale_loss=scale_loss, seed=17, mesh=mesh,
+            state_sharding=sharding,
+        )  # fmt: skip
+        self.mesh = mesh
+
+    def losses(self, batches):
+        values = []
+        for batch in batches:
+            self.state, metrics = self.step(self.state, batch)
+            values.append(float(metrics.loss))
+        return values
+
+
+def torch_losses(config, tensors, batches):
+    """The same training written plainly in PyTorch: the reference for loss, gradient, clipping, AdamW and schedule."""
+    torch = pytest.importorskip("torch")
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForSequenceClassification, get_scheduler
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    cls = Wav2Vec2ForCTC if config.head == "ctc" else Wav2Vec2ForSequenceClassification
+    model = cls(Wav2Vec2Config(**{**config.to_huggingface(), "ctc_loss_reduction": "mean"}))
+    model.load_state_dict({name: torch.tensor(value) for name, value in tensors.items()}, strict=False)
+    model.freeze_feature_encoder()
+    model.train()
+    with_norms = get_parameter_names(model, [torch.nn.LayerNorm])
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if name in with_norms and "bias" not in name]
+    others = [p for name, p in named if not (name in with_norms and "bias" not in name)]
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=1e-3
+    )
+    scheduler = get_scheduler("linear", reference, num_warmup_steps=5, num_training_steps=40)
+    values = []
+    for batch in batches:
+        waveforms = torch.zeros(batch.audio.shape)
+        for row, length in enumerate(batch.audio_lengths):
+            clip = batch.audio[row, :length].astype(np.float64) / 32768
+            waveforms[row, :length] = torch.tensor((clip - clip.mean()) / np.sqrt(clip.var() + 1e-7))
+        mask = torch.arange(waveforms.shape[1])[None] < torch.tensor(batch.audio_lengths)[:, None]
+        labels = torch.tensor(batch.labels, dtype=torch.long)
+        if config.head == "ctc":
+            positions = torch.arange(labels.shape[1])[None]
+            labels = labels.masked_fill(positions >= torch.tensor(batch.label_lengths)[:, None], -100)
+        else:
+            labels = labels[:, 0]
+        loss = model(waveforms, attention_mask=mask.long(), labels=labels).loss
+        reference.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
+        reference.step()
+        scheduler.step()
+        values.append(loss.item())
+    return values
+
+
+@pytest.mark.parametrize("head", ["ctc", "classification"])
+def test_twenty_steps_equal_a_plain_pytorch_loop(rng, head):
+    config = tiny(head)
+    batches = [make_batch(rng, config) for _ in range(4)] * 5
+    run = Run(config)
+    expected = torch_losses(config, to_huggingface(unflatten_params(run.start), config), batches)
+    ours = run.losses(batches)
+    assert ours[16] < ours[0]  # the same batch, four epochs later
+    np.testing.assert_allclose(ours, expected, rtol=1e-3)
+
+
+def test_accumulation_changes_nothing_with_dropout_and_masks_on(rng):
+    config = tiny(
+        "ctc", hidden_dropout=0.2, attention_dropout=0.2, final_dropout=0.1, layerdrop=0.2, mask_time_prob=0.4
+    )
+    batches = [make_batch(rng, config) for _ in range(3)]
+    whole, parts = Run(config), Run(config, accumulation=2)
+    np.testing.assert_allclose(whole.losses(batches), parts.losses(batches), rtol=2e-5)
+
+
+def test_filler_rows_change_nothing(rng):
+    config = tiny("ctc", hidden_dropout=0.2, mask_time_prob=0.4)
+    batch = make_batch(rng, config)
+    filler = [(0, 3)]
+    padded = Batch(
+        np.pad(batch.audio, filler + [(0, 0)]), np.pad(batch.audio_lengths, filler),
+        np.pad(batch.labels, filler + [(0, 0)]), np.pad(batch.label_lengths, filler), np.pad(batch.weight, filler),
+        np.pad(batch.sample_ids, filler, constant_values=-1),
+    )  # fmt: skip
+    np.testing.assert_allclose(Run(config).losses([batch] * 3), Run(config).losses([padded] * 3), rtol=2e-5)
+
+
+@pytest.mark.parametrize("change", [{"hidden_dropout": 0.3}, {"mask_time_prob": 0.5}, {"mask_feature_prob": 0.5}])
+def test_regularisation_changes_the_loss_and_follows_the_step(rng, change):
+    batch = make_batch(rng, tiny("ctc"))
+    quiet = Run(tiny("ctc"), learning_rate=0.0).losses([batch, batch])
+    noisy = Run(tiny("ctc", **change), learning_rate=0.0).losses([batch, batch])
+    assert quiet[0] == quiet[1]
+    assert abs(noisy[0] - quiet[0]) > 1e-4 and abs(noisy[0] - noisy[1]) > 1e-4
+    assert Run(tiny("ctc", **change), learning_rate=0.0).losses([batch]) == noisy[:1]
+
+
+def test_frozen_front_end_does_not_move_and_the_rest_does(rng):
+    config = tiny("ctc")
+    run = Run(config)
+    run.losses([make_batch(rng, config)] * 3)
+    assert run.state.frozen and all(is_feature_encoder(name) for name in run.state.frozen)
+    for name, value in run.state.frozen.items():
+        np.testing.assert_array_equal(value, run.start[name])
+    still = {name for name, value in run.state.trainable.items() if np.array_equal(value, run.start[name])}
+    assert not still  # decay alone moves the mask vector, which has no gradient while masks are off
+
+
+def test_gradients_that_are_not_finite_leave_the_state_alone(rng):
+    config = tiny("ctc")
+    run = Run(config)
+    good = make_batch(rng, config)
+    bad = good._replace(audio=good.audio.astype(np.float32))
+    bad.audio[1, 5] = np.nan
+    run.losses([good])
+    before = jax.tree.map(np.asarray, (run.state.trainable, run.state.optimizer))
+    run.losses([bad, bad])
+    jax.tree.map(np.testing.assert_array_equal, before, (run.state.trainable, run.state.optimizer))
+    assert (int(run.state.step), int(run.state.skipped_updates), int(run.state.nonfinite_streak)) == (3, 2, 2)
+    run.losses([good])
+    assert (int(run.state.skipped_updates), int(run.state.nonfinite_streak)) == (2, 0)
+    assert not np.array_equal(before[0]["lm_head.kernel"], run.state.trainable["lm_head.kernel"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_follows_float32(rng, dtype):
+    config = tiny("classification")
+    batches = [make_batch(rng, config) for _ in range(2)] * 4
+    exact = Run(config).losses(batches)
+    half = Run(config, dtype=dtype, scale_loss=dtype == jnp.float16)
+    values = half.losses(batches)
+    np.testing.assert_allclose(values, exact, rtol=0.03)
+    assert values != exact
+    assert all(value.dtype == np.float32 for value in half.state.trainable.values())
+    assert int(half.state.skipped_updates) == 0
+
+
+def test_one_compilation_per_shape(rng):
+    config = tiny("ctc")
+    run = Run(config)
+    short, long = make_batch(rng, config), make_batch(rng, config, lengths=(5000, 12000, 800, 401))
+    run.losses([short, long, short, long, short])
+    assert run.step._cache_size() == 2
+
+
+def test_evaluation_equals_the_model_and_ignores_fillers(rng):
+    config = tiny("ctc", hidden_dropout=0.5)
+    run = Run(config)
+    batch = make_batch(rng, config)
+    evaluate = make_eval_step(graphdef=run.graphdef, objective=objective_of(config), mesh=run.mesh)
+    full = evaluate(run.state.trainable, run.state.frozen, batch)
+    half = evaluate(run.state.trainable, run.state.frozen, batch._replace(weight=np.array([1, 0, 1, 0], np.float32)))
+    assert float(full.weight) == 4 and float(half.weight) == 2 and 0 < float(half.loss_sum) < float(full.loss_sum)
+    np.testing.assert_array_equal(full.lengths, config.num_frames(batch.audio_lengths))
+    assert full.ids.shape == (4, config.num_frames(9000))
+
+
+def test_draws_depend_on_the_clip_and_not_on_its_place():
+    key = jax.random.key(0)
+    one = step_randomness(key, jnp.array([5, -1, 9]))
+    other = step_randomness(key, jnp.array([9, 5]))
+    data = jax.random.key_data
+    np.testing.assert_array_equal(data(one.rows[0]), data(other.rows[1]))
+    np.testing.assert_array_equal(data(one.rows[2]), data(other.rows[0]))
+    np.testing.assert_array_equal(data(one.shared), data(other.shared))

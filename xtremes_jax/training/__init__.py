@@ -1,0 +1,1 @@
+"""Losses, optimizer, precision, sharding, the jitted steps, the loop and checkpoints."""

@@ -1,0 +1,25 @@
+"""What is set in JAX before the first array is made."""
+
+import jax
+
+
+def configure_jax(*, use_cpu: bool, tf32: bool | None, compilation_cache_dir: str | None) -> None:
+    """Chooses the platform, the precision of float32 products and the folder of compiled programs.
+
+    Args:
+        use_cpu: run on the CPU even where there is an accelerator.
+        tf32: multiply float32 matrices in TensorFloat-32 (True) or in full float32 (False); None leaves JAX's choice.
+        compilation_cache_dir: where compiled programs are kept between runs; None leaves JAX's own setting.
+    """
+    if use_cpu:
+        jax.config.update("jax_platforms", "cpu")
+    if tf32 is not None:
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "float32")
+    if compilation_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir)
+
+
+def describe_devices() -> str:
+    """Such as "8 x NVIDIA H200" or "1 x cpu"."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"

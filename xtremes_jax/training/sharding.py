@@ -1,0 +1,59 @@
+"""The device mesh and where parameters, optimizer state and batches lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from xtremes_jax.errors import InputError
+
+BATCH_AXES = ("data", "fsdp")
+"""A batch is split over both axes of the mesh: fsdp devices also work on rows of their own."""
+
+SMALLEST_SHARDED = 2**16
+"""Parameters with fewer elements are kept whole on every device: gathering them would cost more than it saves."""
+
+
+def make_mesh(fsdp_devices: int = 1) -> Mesh:
+    """A (data, fsdp) mesh over all devices of all processes.
+
+    Args:
+        fsdp_devices: over how many devices each large parameter is split (fully sharded data parallelism).
+
+    Raises:
+        InputError: the number of devices is not a multiple of `fsdp_devices`.
+    """
+    count = jax.device_count()
+    if fsdp_devices < 1 or count % fsdp_devices:
+        raise InputError(f"--fsdp_devices {fsdp_devices} does not divide the {count} devices of this run.")
+    return jax.make_mesh(
+        (count // fsdp_devices, fsdp_devices), BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch split over every device."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Splits the longest axis that the fsdp axis divides; small arrays, and those without such an axis, stay whole."""
+    ways = mesh.shape["fsdp"]
+    if ways == 1 or int(np.prod(shape)) < SMALLEST_SHARDED:
+        return replicated(mesh)
+    axes = [axis for axis in range(len(shape)) if shape[axis] % ways == 0]
+    if not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: (shape[axis], axis))
+    spec = [None] * len(shape)
+    spec[longest] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def tree_sharding(mesh: Mesh, tree):
+    """`array_sharding` of every array of a pytree: optimizer moments land exactly where their parameters do."""
+    return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), tree)

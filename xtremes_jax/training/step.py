@@ -1,0 +1,166 @@
+"""The training and the evaluation step: pure functions of (state, batch), each under one `jax.jit`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from xtremes_jax.batch import SAMPLE_RATE, Batch
+from xtremes_jax.models import Randomness, merge, unflatten_params
+from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.optimizer import clip_by_norm, global_norm
+from xtremes_jax.training.sharding import replicated
+from xtremes_jax.training.state import TrainState
+
+SHARED_STREAM = 0x7FFFFFFF
+"""Folded into a step's key for draws that all rows share; no sample id reaches it."""
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one training step, left on the devices until they are logged."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    audio_seconds: Float[Array, ""]
+    finite: Float[Array, ""]
+    nonfinite_streak: Int[Array, ""]
+
+
+class Prediction(NamedTuple):
+    """What evaluation needs of a batch: argmax ids, already on few bytes, and the loss sum."""
+
+    ids: Int[Array, "batch ..."]
+    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids."""
+    lengths: Int[Array, " batch"]
+    """Valid frames of each row; 1 for classification."""
+    loss_sum: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
+    """One key a row, from the step's key and the clip's id.
+
+    A clip's draws depend on neither its place in the batch nor the other rows, so that a global batch gives the same
+    result however it is split into micro-batches and over devices.
+    """
+    rows = jax.vmap(lambda sample_id: jax.random.fold_in(key, sample_id))(sample_ids.astype(jnp.uint32))
+    return Randomness(rows=rows, shared=jax.random.fold_in(key, SHARED_STREAM))
+
+
+def split_micro_batches(batch: Batch, count: int) -> Batch:
+    """`[batch, ...]` to `[count, batch / count, ...]`, each micro-batch holding every count-th row.
+
+    Taking every count-th row leaves each device's rows on that device; contiguous slices would have to travel.
+    """
+    return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch)
+
+
+def join(graphdef, trainable: dict, frozen: dict):
+    """The model with these parameters, which come as flat dicts by dotted name."""
+    return merge(graphdef, unflatten_params({**trainable, **frozen}))
+
+
+def make_train_step(
+    *,
+    graphdef,
+    objective: Objective,
+    optimizer,
+    schedule: Callable,
+    max_grad_norm: float,
+    accumulation: int,
+    scale_loss: bool,
+    seed: int,
+    mesh: Mesh,
+    state_sharding: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """Compiles (once for each batch shape) the step `(state, batch) -> (state, metrics)`; the state is donated.
+
+    Args:
+        graphdef: the model's structure, from `models.split_params`.
+        objective: the loss.
+        optimizer: optax transformation; `schedule` is its learning rate, for the log.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
+        accumulation: micro-batches that each batch is worked off in; the result does not depend on it.
+        scale_loss: adapt the loss scale as float16 needs.
+        seed: of dropout, SpecAugment and layerdrop.
+        mesh: the device mesh.
+        state_sharding: sharding of each array of the state; pinned, or the second step would compile again.
+    """
+
+    def micro_loss(trainable, frozen, batch: Batch, key, factor):
+        model = join(graphdef, trainable, frozen)
+        output = model(batch.audio, batch.audio_lengths, randomness=step_randomness(key, batch.sample_ids))
+        return objective.loss_sum(output, batch) * factor
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        scale = state.loss_scale.scale
+        factor = scale / objective.weight(batch)
+        value_and_grad = jax.value_and_grad(micro_loss)
+        if accumulation == 1:
+            loss, gradients = value_and_grad(state.trainable, state.frozen, batch, key, factor)
+        else:
+
+            def add(total, micro_batch):
+                part = value_and_grad(state.trainable, state.frozen, micro_batch, key, factor)
+                return jax.tree.map(jnp.add, total, part), None
+
+            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
+            (loss, gradients), _ = jax.lax.scan(add, zero, split_micro_batches(batch, accumulation))
+
+        loss = loss / scale
+        gradients = jax.tree.map(lambda g: g / scale, gradients)
+        norm = global_norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        new_state = _update(state, clip_by_norm(gradients, norm, max_grad_norm), finite, optimizer, scale_loss)
+        metrics = StepMetrics(
+            loss=loss,
+            gradient_norm=norm,
+            learning_rate=jnp.asarray(schedule(_update_count(state)), jnp.float32),
+            audio_seconds=jnp.sum(batch.audio_lengths * (batch.weight > 0)) / SAMPLE_RATE,
+            finite=finite.astype(jnp.float32),
+            nonfinite_streak=new_state.nonfinite_streak,
+        )
+        return new_state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_sharding, replicated(mesh)))
+
+
+def _update_count(state: TrainState):
+    """Updates done so far: the argument of the learning-rate schedule, which a skipped update does not advance."""
+    return state.step - state.skipped_updates
+
+
+def _update(state: TrainState, gradients, finite, optimizer, scale_loss: bool) -> TrainState:
+    """The next state: updated if the gradients are finite, else with the parameters and moments of before."""
+    updates, moments = optimizer.update(gradients, state.optimizer, state.trainable)
+    trainable = jax.tree.map(jnp.add, state.trainable, updates)
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    return TrainState(
+        step=state.step + 1,
+        trainable=keep(trainable, state.trainable),
+        frozen=state.frozen,
+        optimizer=keep(moments, state.optimizer),
+        loss_scale=state.loss_scale.update(finite) if scale_loss else state.loss_scale,
+        skipped_updates=state.skipped_updates + (1 - finite.astype(jnp.int32)),
+        nonfinite_streak=jnp.where(finite, 0, state.nonfinite_streak + 1),
+    )
+
+
+def make_eval_step(*, graphdef, objective: Objective, mesh: Mesh) -> Callable[..., Prediction]:
+    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness."""
+
+    def eval_step(trainable, frozen, batch: Batch) -> Prediction:
+        output = join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths)
+        ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
+        lengths = jnp.ones_like(batch.label_lengths) if output.logit_lengths is None else output.logit_lengths
+        return Prediction(ids, lengths, objective.loss_sum(output, batch), jnp.sum(batch.weight))
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
