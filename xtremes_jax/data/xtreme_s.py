@@ -1,0 +1,328 @@
+"""`google/xtreme_s` today: each of its configs, read from the source that is still maintained.
+
+The benchmark's own repository is a Python loading script, which `datasets` has not run since version 4. What the script
+made (columns, splits, which clips) is made here from the parquet files of the original data sets instead. BABEL comes
+from the user's disk: `babel.py`.
+
+Clusters without a network read a mirror: `--data_dir ROOT` with copies of the repositories under `ROOT/<owner>/<name>`.
+`hf download PolyAI/minds14 --repo-type dataset --local-dir ROOT/PolyAI/minds14` makes one (FLEURS and VoxPopuli with
+`--revision refs/convert/parquet`). A repository that is not in the mirror is looked for on the hub.
+"""
+
+import csv
+import hashlib
+import logging
+import os
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+import datasets
+import huggingface_hub
+import numpy as np
+
+from xtremes_jax.data.repository import SPLIT_FLAGS, Repository, choose, first_line, row_names
+from xtremes_jax.errors import InputError
+from xtremes_jax.tasks import FLEURS_GROUPS, TASKS, XTREME_S
+
+logger = logging.getLogger(__name__)
+
+MAIN, CONVERTED = "main", "refs/convert/parquet"
+LANGUAGES: dict[str, tuple[str, ...]] = {
+    "mls": TASKS["mls"].languages,
+    "voxpopuli": TASKS["voxpopuli"].languages,
+    "minds14": TASKS["minds14"].languages,
+    "fleurs": TASKS["fleurs-asr"].languages,
+}
+"""Data set -> its languages, in the order of the labels of `lang_id`."""
+
+_MLS_CONFIGS = {
+    "nl": "dutch", "fr": "french", "de": "german", "it": "italian", "pl": "polish", "pt": "portuguese", "es": "spanish",
+}  # fmt: skip
+_LIMITED = ("9_hours", "1_hours")
+_SAME = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one config of XTREME-S comes from."""
+
+    repository: str
+    """Hub id of a data set."""
+    config: str
+    """Its config."""
+    revisions: tuple[str, ...]
+    """Git revisions to look for parquet files in, in this order."""
+    splits: Mapping[str, tuple[str, ...]]
+    """Split of XTREME-S -> splits of the source, one after the other."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """Column of the source -> column of XTREME-S."""
+
+
+def resolve(config: str) -> Origin:
+    """Where a config such as `mls.nl` comes from.
+
+    Raises:
+        InputError: There is no such config.
+    """
+    dataset, _, language = config.partition(".")
+    if language not in LANGUAGES.get(dataset, ()):
+        raise choose("--dataset_config_name", config, _configs(), f"config in {XTREME_S}")
+    if dataset == "mls":
+        splits = {"train": _LIMITED, "validation": ("dev",), "test": ("test",)}
+        renames = {"transcript": "transcription"}
+        if language == "en":
+            return Origin("parler-tts/mls_eng", "default", (MAIN, CONVERTED), splits, renames)
+        repository = "facebook/multilingual_librispeech"
+        return Origin(repository, _MLS_CONFIGS[language], (MAIN, CONVERTED), splits, renames)
+    if dataset == "voxpopuli":
+        renames = {"normalized_text": "transcription", "audio_id": "id"}
+        return Origin("facebook/voxpopuli", language, (CONVERTED,), _SAME, renames)
+    if dataset == "minds14":
+        return Origin("PolyAI/minds14", language, (MAIN, CONVERTED), {split: ("train",) for split in _SAME})
+    return Origin("google/fleurs", language, (CONVERTED,), _SAME)
+
+
+def _configs() -> tuple[str, ...]:
+    return tuple(f"{dataset}.{language}" for dataset, languages in LANGUAGES.items() for language in languages)
+
+
+def open_xtreme_s(*, hub_root: str | None = None, cache_dir: str | None = None) -> Repository:
+    """Opens all configs of one language but BABEL's: `mls.nl`, `voxpopuli.en`, `minds14.fr-FR`, `fleurs.fr_fr`, ….
+
+    Args:
+        hub_root: A local mirror of the hub (see the module); None reads the hub alone.
+        cache_dir: Where `datasets` keeps its copies; None for its own default.
+
+    Raises:
+        InputError: The mirror is not a directory; when a config is loaded: its files cannot be found or fetched.
+    """
+    root = Path(hub_root) if hub_root is not None else None
+    if root is not None and not root.is_dir():
+        raise InputError(
+            f"--data_dir {hub_root}: no such directory. For {XTREME_S} it is a mirror of the hub with repositories "
+            "under <owner>/<name>; leave the flag out to read the hub itself."
+        )
+
+    def load(config: str, split: str) -> datasets.Dataset:
+        return load_config(config, split, root, cache_dir)
+
+    return Repository(XTREME_S, _configs(), load)
+
+
+def load_config(config: str, split: str, root: Path | None, cache_dir: str | None) -> datasets.Dataset:
+    """Loads one split of one config, in the columns of XTREME-S; audio is not decoded.
+
+    Raises:
+        InputError: No such split, or its files cannot be found or fetched.
+    """
+    origin = resolve(config)
+    dataset, _, language = config.partition(".")
+    if split not in origin.splits:
+        raise choose(SPLIT_FLAGS, split, origin.splits, f"split in {config}")
+    table = _load_tables(config, origin, split, root, cache_dir)
+    table = table.rename_columns({old: new for old, new in origin.renames.items() if old in table.column_names})
+    if dataset == "minds14":
+        table = _keep_listed(table, _split_list(language, split, root), config, split)
+    return _with_language(table, LANGUAGES[dataset], language)
+
+
+def _load_tables(config: str, origin: Origin, split: str, root: Path | None, cache_dir: str | None) -> datasets.Dataset:
+    """The source's splits that make up `split`, one after the other, with a log line that says which."""
+    names = origin.splits[split]
+    files = [find_parquet(origin, name, root) for name in names]
+    handles: set[str] = set()
+    if config == "mls.en" and split == "train" and not all(files):
+        # The English source has no limited split: its clips are picked out of the 44,500 hours by the original lists.
+        names, handles = ("train",), _limited_handles(root)
+        files = [find_parquet(origin, "train", root)]
+    renamed = ", ".join(f"{old} -> {new}" for old, new in origin.renames.items())
+    logger.info(
+        "%s %s of %s comes from %s, config %s, split %s%s.",
+        config, split, XTREME_S, origin.repository, origin.config, " + ".join(names), renamed and f"; {renamed}",
+    )  # fmt: skip
+    if config.startswith("fleurs.") and not all(files):
+        return _load_fleurs_archive(origin.config, split, root, cache_dir)
+    for name, found in zip(names, files, strict=True):
+        if not found:
+            raise _not_found(config, origin, name, root)
+        if "/partial-" in found[0]:
+            logger.warning(
+                "%s %s: only a part of this split has been converted to parquet on the hub, and only that is used.",
+                config, split,
+            )  # fmt: skip
+    try:
+        tables = [
+            datasets.load_dataset("parquet", data_files={"rows": found}, split="rows", cache_dir=cache_dir)
+            for found in files
+        ]
+    except Exception as error:  # network, permissions, truncated files: a dozen types
+        raise InputError(
+            f"{config}: the files of {origin.repository} cannot be read: {first_line(error)} Check the network, or the "
+            "copy under --data_dir."
+        ) from error
+    table = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+    return _keep_listed(table, handles, config, split) if handles else table
+
+
+def _not_found(config: str, origin: Origin, split: str, root: Path | None) -> InputError:
+    mirror = f"under --data_dir {root} nor " if root else ""
+    return InputError(
+        f"{config}: no parquet files of split {split}, config {origin.config}, {mirror}on the hub in "
+        f"{origin.repository} ({' or '.join(origin.revisions)}). Get a copy with `hf download {origin.repository} "
+        f"--repo-type dataset --revision {origin.revisions[-1]} --local-dir ROOT/{origin.repository}`, and give "
+        "--data_dir ROOT."
+    )
+
+
+def find_parquet(origin: Origin, split: str, root: Path | None) -> list[str]:
+    """Paths or `hf://` addresses of a split's parquet files, from the mirror if it has the repository, else the hub.
+
+    Both layouts that the hub knows are looked for: `config/split-00000-of-00001.parquet` (as people upload them) and
+    `config/split/0000.parquet` (as the hub converts them; `partial-split` where it stopped at 5 GB).
+
+    Raises:
+        InputError: The hub cannot be reached.
+    """
+    config = origin.config
+    patterns = [f"{config}/{split}-*.parquet", f"{config}/{split}/*.parquet", f"{config}/partial-{split}/*.parquet"]
+    if config == "default":
+        patterns.insert(0, f"data/{split}-*.parquet")
+    mirror = root / origin.repository if root is not None else None
+    if mirror is not None and mirror.is_dir():
+        found = (sorted(str(path) for path in mirror.glob(pattern)) for pattern in patterns)
+        return next((paths for paths in found if paths), [])
+    for revision in origin.revisions:
+        address = f"datasets/{origin.repository}@{quote(revision, safe='')}"
+        for pattern in patterns:
+            try:
+                paths = huggingface_hub.HfFileSystem().glob(f"{address}/{pattern}")
+            except Exception as error:  # the network's exceptions differ from version to version
+                raise _unreachable(origin.repository, root, error) from error
+            if paths:
+                return [f"hf://{path}" for path in sorted(paths)]
+    return []
+
+
+def _unreachable(repository: str, root: Path | None, error: Exception) -> InputError:
+    mirror = f"is not under --data_dir {root}, and " if root else ""
+    return InputError(
+        f"{repository} {mirror}cannot be read from the hub: {first_line(error)} Check the network, or give --data_dir "
+        f"with a mirror that holds {repository}."
+    )
+
+
+def _fetch(repository: str, file: str, root: Path | None) -> Path:
+    """One file of a repository, from the mirror if it has the repository, else from the hub (and its cache)."""
+    if root is not None and (root / repository).is_dir():
+        if not (root / repository / file).is_file():
+            raise InputError(f"{root / repository} has no file {file}. Copy it there from the hub's {repository}.")
+        return root / repository / file
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, repo_type="dataset"))
+    except Exception as error:  # as in find_parquet
+        raise _unreachable(f"{repository}/{file}", root, error) from error
+
+
+def _split_list(language: str, split: str, root: Path | None) -> set[str]:
+    """Clips of one of MInDS-14's splits: the source has a single one, XTREME-S drew three and lists them by path."""
+    name = {"validation": "dev"}.get(split, split)
+    path = _fetch(XTREME_S, f"minds14_splits/{name}_{language}.tsv", root)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {line.partition("\t")[0].strip() for line in lines if line.strip()}
+
+
+def _limited_handles(root: Path | None) -> set[str]:
+    """Ids of English MLS's 9 hours and 1 hour, from the original lists under the mirror."""
+    folders = ("parler-tts/mls_eng/limited_supervision", "mls_english/train/limited_supervision")
+    lists = [path for folder in folders if root for path in sorted((root / folder).rglob("handles.txt"))]
+    if not lists:
+        raise InputError(
+            "mls.en: parler-tts/mls_eng has no 10-hour training split. Take the folder limited_supervision of "
+            "mls_english_opus.tar.gz (openslr.org/94), put it at ROOT/mls_english/train/limited_supervision, and give "
+            "--data_dir ROOT; its clips are then picked out of the whole training split, which is large. Or use "
+            "another --language."
+        )
+    return {line.strip() for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+
+
+def _keep_listed(table: datasets.Dataset, listed: set[str], config: str, split: str) -> datasets.Dataset:
+    """The rows whose clip is listed, by the end of its path (folder and file) or by its id."""
+    keep, seen = [], set()
+    for row, name in enumerate(row_names(table, "audio")):
+        path = PurePosixPath(name)
+        match = {"/".join(path.parts[-2:]), path.stem, name} & listed
+        if match:
+            keep.append(row)
+            seen |= match
+    if not keep:
+        raise InputError(f"{config} {split}: none of the {len(listed)} listed clips is in the data. Is the copy whole?")
+    if len(seen) < len(listed):
+        missing = sorted(listed - seen)
+        logger.warning("%s %s: %d listed clips are not in the data, such as %s.",
+                       config, split, len(missing), missing[0])  # fmt: skip
+    return table.select(np.array(keep))
+
+
+def _with_language(table: datasets.Dataset, languages: Sequence[str], language: str) -> datasets.Dataset:
+    """The table with a `lang_id` whose labels are the data set's languages."""
+    labels = datasets.ClassLabel(names=list(languages))
+    if "lang_id" in table.column_names:
+        if getattr(table.features["lang_id"], "names", None) == labels.names:
+            return table
+        table = table.remove_columns("lang_id")
+    return table.add_column("lang_id", np.full(len(table), languages.index(language)), feature=labels)
+
+
+def _load_fleurs_archive(language: str, split: str, root: Path | None, cache_dir: str | None) -> datasets.Dataset:
+    """FLEURS as its authors store it: `data/<language>/<split>.tsv` (no header) and `audio/<split>.tar.gz`."""
+    source = {"validation": "dev"}.get(split, split)
+    listing = _fetch("google/fleurs", f"data/{language}/{source}.tsv", root)
+    archive = _fetch("google/fleurs", f"data/{language}/audio/{source}.tar.gz", root)
+    folder = _unpack(archive, Path(cache_dir or datasets.config.HF_DATASETS_CACHE))
+    with listing.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    wrong = next((number for number, row in enumerate(rows, 1) if len(row) < 7), None)
+    if wrong or not rows:
+        raise InputError(f"{listing}, line {wrong or 1}: not the seven columns of FLEURS. Copy the file again.")
+    genders = {"MALE": 0, "FEMALE": 1, "OTHER": 2}
+    text, count = datasets.Value("string"), datasets.Value("int32")
+    features = {
+        "id": count, "num_samples": count, "path": text, "audio": text, "transcription": text,
+        "raw_transcription": text, "gender": datasets.ClassLabel(names=["male", "female", "other"]),
+        "lang_group_id": datasets.ClassLabel(names=list(FLEURS_GROUPS)),
+    }  # fmt: skip
+    group = next(name for name, members in FLEURS_GROUPS.items() if language in members)
+    columns = {
+        "id": [int(row[0]) for row in rows],
+        "num_samples": [int(row[5]) for row in rows],
+        "path": [row[1] for row in rows],
+        "audio": [str(folder / source / row[1]) for row in rows],
+        "transcription": [row[3] for row in rows],
+        "raw_transcription": [row[2] for row in rows],
+        "gender": [genders.get(row[6].strip().upper(), 2) for row in rows],
+        "lang_group_id": [group] * len(rows),
+    }
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    return table.cast_column("audio", datasets.Audio(decode=False))
+
+
+def _unpack(archive: Path, cache: Path) -> Path:
+    """Unpacks an archive once into the cache, whole or not at all; its folder's name tells size and date."""
+    stat = archive.stat()
+    mark = hashlib.sha1(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache / "xtremes_jax_archives" / mark
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unpacking = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+    try:
+        with tarfile.open(archive) as members:
+            members.extractall(unpacking, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"The archive {archive} cannot be unpacked: {first_line(error)} Copy it again.") from error
+    os.rename(unpacking, target)
+    return target
