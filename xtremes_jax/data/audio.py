@@ -1,0 +1,250 @@
+"""Encoded audio -> mono PCM at 16 kHz; durations from headers, without decoding.
+
+libsndfile (soundfile) reads WAV, FLAC, OGG (Vorbis and Opus), MP3, NIST SPHERE and others, from memory or from disk;
+soxr resamples. Nothing else is needed: no FFmpeg, no torch.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.data.mp3 import may_be_mp3, with_length_header
+from xtremes_jax.errors import InputError
+
+Source = bytes | str | Path
+"""Encoded audio: the bytes of a file, or the path of one."""
+Segment = tuple[float, float]
+"""Start and end within a recording, in seconds."""
+
+MAX_SECONDS = 3600.0
+"""Longer clips are refused before any memory is spent on them: no utterance is an hour long, but a broken header can
+say so. A segment is measured by itself, so the recording around it may be longer."""
+
+_RATES = (2_000, 768_000)
+_INTEGER_SUBTYPES = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16"}
+_FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
+_LOUDEST = 2.0**31  # float audio scaled like 32-bit integers is odd but usable; beyond it squares overflow float32
+_BLOCK_SECONDS = 60  # so that memory grows with the samples that are there, not with those that a header promises
+_SLACK_BYTES = 64  # writers disagree about padding; a few samples less than promised is no damage
+_STREAMING_SIZE = 0x7FFF0000  # what programs that cannot go back to write the true size put there, and more
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a header says about a clip (or the segment of it that was asked for)."""
+
+    num_samples_16k: int
+    """Length of `decode`'s result, exactly."""
+    sample_rate: int
+    """Hz, of the file."""
+    channels: int
+    frames: int
+    """Samples per channel at the file's own rate."""
+    is_float: bool
+    """Whether the file holds floating-point samples, and `decode` gives float32."""
+
+
+def probe(source: Source, segment: Segment | None = None) -> AudioInfo:
+    """Reads the header of a clip, and checks that the file holds what its header promises.
+
+    Args:
+        source: Encoded audio. Bytes are not copied.
+        segment: Part of the recording, in seconds; None for all of it.
+
+    Raises:
+        InputError: The clip is missing, empty, no audio, truncated, absurdly long, or the segment lies outside it.
+    """
+    with _opened(source) as file:
+        start, frames = _span(file, segment)
+        # FLAC and MP3 state a length that has nothing to do with the file's size: look whether the end is there.
+        if file.format in ("FLAC", "MP3"):
+            file.seek(start + frames - 1)
+            if len(file.read(1)) != 1:
+                raise InputError(f"it is truncated: {file.frames:,} samples were promised, and the end is missing")
+        rate, is_float = file.samplerate, file.subtype in _FLOAT_SUBTYPES
+        return AudioInfo(num_samples_16k(frames, rate), rate, file.channels, frames, is_float)
+
+
+def decode(source: Source, segment: Segment | None = None) -> np.ndarray:
+    """Decodes a clip to mono at 16 kHz; several channels are averaged.
+
+    Integer PCM of 16 bits at 16 kHz comes out bit for bit; everything else is computed in floating point and rounded
+    once at the end. Resampling is soxr's HQ.
+
+    Args:
+        source: Encoded audio.
+        segment: Part of the recording, in seconds; only that part is read.
+
+    Returns:
+        `[samples]` int16; float32 where the file holds floating-point samples (1.0 is full scale, larger values stay).
+
+    Raises:
+        InputError: As `probe`, or the samples hold NaN or infinity, or are corrupt or fewer than promised.
+    """
+    with _opened(source) as file:
+        start, frames = _span(file, segment)
+        file.seek(start)
+        samples = np.concatenate([np.empty(0), *_mono_blocks(file, start, frames)])
+        is_float = file.subtype in _FLOAT_SUBTYPES
+        rate = file.samplerate
+    if len(samples) != frames:
+        raise InputError(f"it is truncated: {frames:,} samples were promised, {len(samples):,} are there")
+    if rate != SAMPLE_RATE:
+        samples = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE, quality="HQ")
+    if is_float:
+        return samples.astype(np.float32)
+    return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
+
+
+def num_samples_16k(frames: int, sample_rate: int) -> int:
+    """Length at 16 kHz of `frames` samples at `sample_rate` Hz, as soxr gives it: rounded, halves upwards."""
+    return (2 * frames * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+
+
+def _mono_blocks(file: soundfile.SoundFile, start: int, frames: int) -> Iterator[np.ndarray]:
+    """`[samples]` float64 pieces: on the scale of int16 for integer and lossy formats, as they are for float files."""
+    is_float = file.subtype in _FLOAT_SUBTYPES
+    dtype = "int16" if file.subtype in _INTEGER_SUBTYPES else "float64"
+    done = 0
+    while done < frames:
+        wanted = min(frames - done, _BLOCK_SECONDS * file.samplerate)
+        block = file.read(wanted, dtype=dtype, always_2d=True)
+        if is_float:
+            _require_finite(block, start + done, file.samplerate)
+        mono = block.mean(axis=1, dtype=np.float64)
+        yield mono * 32768 if dtype == "float64" and not is_float else mono
+        done += len(block)
+        if len(block) < wanted:
+            return
+
+
+def _require_finite(block: np.ndarray, offset: int, rate: int) -> None:
+    bad = ~(np.abs(block) <= _LOUDEST).all(axis=1)  # NaN compares false, so it is bad as well
+    if bad.any():
+        at = int(np.argmax(bad))
+        value = block[at][~(np.abs(block[at]) <= _LOUDEST)][0]
+        raise InputError(f"sample {offset + at:,} (at {(offset + at) / rate:.3f} s) is {value:g}, which is no sound")
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
+    """The file, past all checks that need no decoding; whatever libsndfile says becomes an InputError."""
+    where = "" if isinstance(source, bytes) else f"{source}: "
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            if size == 0:
+                raise InputError("it is empty (0 bytes)")
+            stream.seek(0)
+            head = stream.read(1024)
+            _check_container(head, stream, size)
+        with soundfile.SoundFile(_for_libsndfile(source, head)) as file:
+            _check_header(file, size)
+            yield file
+    except soundfile.LibsndfileError as error:
+        detail = error.error_string or "no detail"
+        raise InputError(f"{where}it is damaged, or not audio that libsndfile can read ({detail})") from error
+    except OSError as error:
+        raise InputError(f"{where}it cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
+
+
+def _for_libsndfile(source: Source, head: bytes) -> BinaryIO | str:
+    if not may_be_mp3(head):
+        return io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    return io.BytesIO(with_length_header(source if isinstance(source, bytes) else Path(source).read_bytes()))
+
+
+def _check_header(file: soundfile.SoundFile, size: int) -> None:
+    if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        raise InputError(f"its header states {file.samplerate} samples a second, which no recording of speech has")
+    if file.frames <= 0:
+        raise InputError("it holds no samples")
+    # No codec packs more than a second into a byte: a header that says so would only cost memory.
+    if file.frames > size * file.samplerate:
+        raise InputError(f"its header is broken: {file.frames / file.samplerate:,.0f} s in {size:,} bytes")
+
+
+def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]:
+    """First frame and number of frames to read."""
+    rate, total = file.samplerate, file.frames
+    if segment is None:
+        start, stop = 0, total
+    else:
+        if not 0 <= segment[0] < segment[1]:
+            raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is empty or starts before 0")
+        start, stop = round(segment[0] * rate), round(segment[1] * rate)
+        if stop > total + rate or start >= total:
+            raise InputError(
+                f"the segment from {segment[0]} s to {segment[1]} s lies outside the recording of {total / rate:.2f} s"
+            )
+        stop = min(stop, total)  # time stamps are rounded: up to a second past the end is forgiven
+    if stop <= start:
+        raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is shorter than one sample")
+    if stop - start > MAX_SECONDS * rate:
+        raise InputError(f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip")
+    return start, stop - start
+
+
+# libsndfile reads a cut WAV, SPHERE or OGG file without a word, as a shorter one: compare with the promise ourselves.
+
+
+def _check_container(head: bytes, stream: BinaryIO, size: int) -> None:
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        _check_wav(stream, size)
+    elif head[:8] == b"NIST_1A\n":
+        _check_sphere(head, size)
+    elif head[:4] == b"OggS":
+        _check_ogg(stream, size)
+
+
+def _check_wav(stream: BinaryIO, size: int) -> None:
+    position = 12
+    while position + 8 <= size:
+        stream.seek(position)
+        header = stream.read(8)
+        length = int.from_bytes(header[4:], "little")
+        position += 8
+        if header[:4] == b"data":
+            if length < _STREAMING_SIZE:
+                _require_bytes(length, size - position)
+            return
+        position += length + length % 2
+
+
+def _check_sphere(head: bytes, size: int) -> None:
+    lines = [line.split(None, 2) for line in head.decode("ascii", "replace").splitlines()]
+    fields = {line[0]: line[2] for line in lines if len(line) == 3}
+    if "shorten" in fields.get("sample_coding", ""):
+        raise InputError("it is a SPHERE file compressed with shorten: convert it first (sph2pipe -p -f wav IN OUT)")
+    try:
+        width = int(fields.get("sample_n_bytes", "1")) * int(fields.get("channel_count", "1"))
+        promised = int(fields.get("sample_count", "0")) * width
+        header_size = int(lines[1][0])
+    except (ValueError, IndexError) as error:
+        raise InputError(f"its SPHERE header is broken ({error})") from error
+    _require_bytes(promised, size - header_size)
+
+
+def _check_ogg(stream: BinaryIO, size: int) -> None:
+    stream.seek(max(0, size - 65_307))  # the longest page there can be
+    tail = stream.read()
+    page = tail.rfind(b"OggS")
+    segments = tail[page + 27 : page + 27 + tail[page + 26]] if 0 <= page < len(tail) - 27 else b""
+    if page < 0 or not segments or page + 27 + len(segments) + sum(segments) > len(tail):
+        raise InputError("it is truncated: its last page is incomplete")
+
+
+def _require_bytes(promised: int, there: int) -> None:
+    if promised > there + _SLACK_BYTES:
+        raise InputError(f"it is truncated: {promised:,} bytes of samples were promised, {max(0, there):,} are there")

@@ -1,0 +1,161 @@
+"""The length of every clip of a split, from headers alone, read once and kept in a small file.
+
+The file is named after the rows (their fingerprint) and remembers size and time of each audio file outside the data
+set: rows whose file has changed since are read again, so a repaired clip is found without `--overwrite_cache`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from xtremes_jax.data import audio
+from xtremes_jax.data.cache import default_cache_dir, write_atomically
+from xtremes_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from xtremes_jax.data.sources import RawSplit
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of the file's format and of what `audio.probe` accepts
+
+
+@dataclass(frozen=True)
+class Durations:
+    """What the headers of all rows of a split say."""
+
+    num_samples: np.ndarray
+    """`[rows]` int64: samples at 16 kHz; 0 where the clip cannot be read."""
+    is_float: np.ndarray
+    """`[rows]` bool: floating-point audio."""
+    reasons: dict[int, str]
+    """Row -> why its clip cannot be read."""
+    files: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """Audio file -> its size in bytes and time of change in ns; None where there is no such file."""
+    file_of_row: dict[int, str] = field(default_factory=dict)
+    """Row -> audio file, for rows whose audio is not in the data set itself."""
+
+
+def read_durations(
+    raw: "RawSplit",
+    *,
+    num_workers: int | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> Durations:
+    """Reads the headers of a split's clips in parallel, or what an earlier run kept of them.
+
+    Args:
+        raw: The split.
+        num_workers: Threads; None for one per CPU.
+        cache_dir: Where the results are kept; None for `cache.default_cache_dir()`.
+        overwrite: Read all headers again.
+        show_progress: Show a progress bar.
+    """
+    cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "durations" / f"{_key(raw)}.json"
+    known = None if overwrite else _load(cache, len(raw.clip_names))
+    stale = list(range(len(raw.clip_names))) if known is None else _changed(known)
+    if not stale:
+        return known
+    if known is None:
+        count = len(raw.clip_names)
+        known = Durations(np.zeros(count, np.int64), np.zeros(count, bool), {})
+    _probe_rows(raw, stale, known, num_workers or os.cpu_count(), show_progress)
+    try:
+        write_atomically(cache, _to_json(known))
+    except OSError as error:
+        logger.warning("Durations are not kept for the next run: %s cannot be written (%s).", cache, error)
+    return known
+
+
+def _key(raw: "RawSplit") -> str:
+    """Differs wherever the rows or their audio do: `datasets` fingerprints contents, casts and selections."""
+    identity = [_VERSION, raw.dataset._fingerprint, len(raw.clip_names), raw.audio_column, audio.MAX_SECONDS]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+
+
+def _probe_rows(raw: "RawSplit", rows: Sequence[int], into: Durations, num_workers: int, show_progress: bool) -> None:
+    """Fills in the given rows."""
+
+    def probe(row: int) -> tuple[audio.AudioInfo | str, str | None]:
+        file = None
+        try:
+            source = raw.audio(row)
+            if not isinstance(source, bytes):
+                file = os.path.abspath(source)
+            return audio.probe(source, raw.segment(row)), file
+        except InputError as error:
+            return str(error), file
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        found = pool.map(probe, rows)
+        bar = tqdm(found, f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False)
+        for row, (info, file) in zip(rows, bar, strict=True):
+            readable = not isinstance(info, str)
+            into.num_samples[row] = info.num_samples_16k if readable else 0
+            into.is_float[row] = readable and info.is_float
+            into.reasons.pop(row, None)
+            if not readable:
+                into.reasons[row] = info
+            if file is not None:
+                into.file_of_row[row] = file
+                into.files[file] = None  # stamped below: once a file, however many of its segments are rows
+    for file in {into.file_of_row[row] for row in rows if row in into.file_of_row}:
+        into.files[file] = _stamp(file)
+
+
+def _stamp(file: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _changed(known: Durations) -> list[int]:
+    """Rows whose audio file is not what it was."""
+    changed = {file for file, stamp in known.files.items() if _stamp(file) != stamp}
+    return [row for row, file in known.file_of_row.items() if file in changed]
+
+
+def _to_json(durations: Durations) -> str:
+    numbers = {file: number for number, file in enumerate(durations.files)}
+    return json.dumps({
+        "num_samples": durations.num_samples.tolist(),
+        "float_rows": np.flatnonzero(durations.is_float).tolist(),
+        "reasons": durations.reasons,
+        "files": [[file, stamp] for file, stamp in durations.files.items()],
+        "file_of_row": [[row, numbers[file]] for row, file in durations.file_of_row.items()],
+    })  # fmt: skip
+
+
+def _load(cache: Path, count: int) -> Durations | None:
+    """What an earlier run kept; None if there is nothing that can be used."""
+    try:
+        stored = json.loads(cache.read_text(encoding="utf-8"))
+        num_samples = np.array(stored["num_samples"], np.int64)
+        is_float = np.zeros(count, bool)
+        is_float[stored["float_rows"]] = True
+        files = {file: stamp and tuple(stamp) for file, stamp in stored["files"]}
+        names = list(files)
+        reasons = {int(row): reason for row, reason in stored["reasons"].items()}
+        file_of_row = {row: names[number] for row, number in stored["file_of_row"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        logger.warning("The durations kept in %s cannot be used (%s): all headers are read again.", cache, error)
+        return None
+    if len(num_samples) != count:
+        logger.warning("The durations kept in %s are of other rows: all headers are read again.", cache)
+        return None
+    return Durations(num_samples, is_float, reasons, files, file_of_row)
