@@ -1,9 +1,7 @@
 """Flags: the reference commands as they stand, old and new names, JSON files, refusals, and what is checked first."""
 
-import importlib.util
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -534,31 +532,3 @@ def test_help_lists_the_flags(capsys, program):
     for name, flag in FLAGS.items():
         assert (f" --{name} " in shown) == (program is parse_arguments or flag.metadata["scoring"]), name
     assert "--deepspeed" not in shown
-
-
-@pytest.fixture
-def flags_table():
-    path = Path(__file__).parent.parent / "scripts" / "flags_table.py"
-    spec = importlib.util.spec_from_file_location("flags_table", path)
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
-
-
-def test_tables_go_between_their_markers(flags_table):
-    text = "a\n<!-- flags:begin -->\nstale row\n<!-- flags:end -->\nb\n<!-- tasks:begin -->\n<!-- tasks:end -->\n"
-    filled = flags_table.with_tables(text)
-    assert flags_table.with_tables(filled) == filled != text
-    assert "| `--mask_time_prob` | `0.05` |" in filled and "stale row" not in filled
-    assert filled.count("| `mls` |") == 1
-    rows = [line for line in filled.splitlines() if line.startswith("| `--") and "`--task` |" not in line]
-    assert len(rows) == len(FLAGS) - 1
-    with pytest.raises(ValueError, match="markers"):
-        flags_table.with_tables("no markers")
-
-
-def test_readme_holds_the_tables_of_these_flags(flags_table):
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert flags_table.with_tables(text) == text, "run python scripts/flags_table.py --write README.md"

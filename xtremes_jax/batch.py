@@ -7,10 +7,10 @@ SAMPLE_RATE = 16_000
 
 
 class Batch(NamedTuple):
-    """Padded clips, as NumPy arrays on the host and JAX arrays on the devices (a NamedTuple is a pytree in itself).
+    """Padded clips: NumPy arrays on the host, JAX arrays on the devices (a NamedTuple is a pytree in itself).
 
-    Filler rows make up the row count that the compiled step expects; their weight and lengths are 0, so they count in no
-    loss, gradient or metric.
+    Filler rows make up the row count that the compiled step expects; their weight and lengths are 0, so they count in
+    no loss, gradient or metric.
     """
 
     audio: Any

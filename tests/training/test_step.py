@@ -9,6 +9,7 @@ import pytest
 
 from xtremes_jax.batch import Batch
 from xtremes_jax.models import PRESETS, build_model, decays, flatten_params, split_params, to_huggingface
+
 from xtremes_jax.models import is_feature_encoder, unflatten_params  # isort: skip
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule

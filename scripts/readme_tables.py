@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Prints README.md's tables of flags and of tasks, made from the code that reads them.
+"""Prints README.md's tables of flags and of tasks and its file tree, made from the code itself.
 
-    python scripts/flags_table.py                    print both tables
-    python scripts/flags_table.py --write README.md  replace them between their markers
-    python scripts/flags_table.py --check README.md  exit 1 if the file's tables are not these
+    python scripts/readme_tables.py                    print all three
+    python scripts/readme_tables.py --write README.md  replace them between their markers
+    python scripts/readme_tables.py --check README.md  exit 1 if the file's tables are not these
 
-The markers are `<!-- flags:begin -->`, `<!-- flags:end -->` and the same with `tasks`, each on a line of its own.
+The markers are `<!-- flags:begin -->` and `<!-- flags:end -->`, and the same with `tasks` and `files`, each on a line
+of its own.
 """
 
 import argparse
+import ast
+import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from xtremes_jax.arguments.parse import FLAGS, GROUPS, Flag
 from xtremes_jax.tasks import TASKS
@@ -55,13 +59,36 @@ def tasks_table() -> str:
     return "\n".join(rows)
 
 
+def file_tree() -> str:
+    """Every file of the package and the scripts, a line each, with the first sentence of its own documentation."""
+    lines = ["```"]
+    for folder in ("xtremes_jax", "scripts"):
+        for path in sorted((ROOT / folder).rglob("*"), key=lambda path: (path.parent, path.is_dir(), path.name)):
+            if path.suffix not in (".py", ".sh"):
+                continue
+            name = str(path.relative_to(ROOT))
+            lines.append(f"{name:40} {_first_sentence(path)}")
+    lines.append(f"{'tests/':40} mirrors the package; golden/ holds tensors that PyTorch made, and the scripts")
+    return "\n".join([*lines, "```"])
+
+
+def _first_sentence(path: Path) -> str:
+    """The first paragraph of a file's docstring or leading comment, up to its first full stop."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        paragraph = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    else:
+        paragraph = " ".join(line.lstrip("# ") for line in text.splitlines()[1:] if line.startswith("#"))
+    return re.split(r"\.(?:\s+(?=[A-Z`])|$)", " ".join(paragraph.split()), maxsplit=1)[0]
+
+
 def with_tables(text: str) -> str:
-    """`text` with both tables in place of what stands between their markers.
+    """`text` with the tables in place of what stands between their markers.
 
     Raises:
         ValueError: a marker is missing.
     """
-    for name, table in (("flags", flags_table()), ("tasks", tasks_table())):
+    for name, table in (("flags", flags_table()), ("tasks", tasks_table()), ("files", file_tree())):
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
         if begin not in text or end not in text:
             raise ValueError(f"The markers {begin.strip()} and {end} are missing.")
@@ -79,12 +106,12 @@ def main() -> int:
     if wanted.check:
         text = wanted.check.read_text(encoding="utf-8")
         if with_tables(text) != text:
-            print(f"{wanted.check} is out of date: run python scripts/flags_table.py --write {wanted.check}")
+            print(f"{wanted.check} is out of date: run python scripts/readme_tables.py --write {wanted.check}")
             return 1
     elif wanted.write:
         wanted.write.write_text(with_tables(wanted.write.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print(f"{tasks_table()}\n\n{flags_table()}")
+        print(f"{tasks_table()}\n\n{flags_table()}\n\n{file_tree()}")
     return 0
 
 

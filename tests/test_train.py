@@ -1,0 +1,276 @@
+"""Whole runs on small corpora of tones: what they write, that they learn, resume, stop and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora import write_corpus
+
+from xtremes_jax import evaluate, load_model, train, transcribe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def flags(corpus: Path, output: Path, config: str, **changes) -> list[str]:
+    """A short run's command line; None drops a flag."""
+    values = {
+        "config_name": corpus / "tiny.json", "dataset_name": corpus, "dataset_config_name": config,
+        "cache_dir": corpus / "cache", "output_dir": output, "do_train": True, "do_eval": True,
+        "freeze_feature_encoder": False, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4,
+        "max_steps": 4, "learning_rate": 2e-3, "logging_steps": 1, "max_buckets": 2, "group_by_length": True,
+        "disable_tqdm": True, **changes,
+    }  # fmt: skip
+    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def run_elsewhere(arguments: list[str], **environment) -> subprocess.CompletedProcess:
+    """The same command in a process of its own."""
+    command = [sys.executable, "-m", "xtremes_jax.train", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def recognition(corpus, tmp_path_factory) -> Path:
+    """A finished recognition run that other tests look at."""
+    output = tmp_path_factory.mktemp("recognition")
+    changes = dict(
+        do_predict=True, max_steps=6, evaluation_strategy="steps", eval_steps=3, save_steps=3, save_total_limit=2,
+        load_best_model_at_end=True, metric_for_best_model="wer", report_to="tensorboard",
+    )  # fmt: skip
+    assert train.main(flags(corpus, output, "mls.all", **changes)) == 0
+    return output
+
+
+def test_a_run_writes_everything(recognition, capsys):
+    results = json.loads((recognition / "all_results.json").read_text())
+    for name in ("train_loss", "eval_wer", "eval_wer_de", "eval_wer_pl", "predict_wer", "predict_cer", "eval_loss"):
+        assert np.isfinite(results[name]), name
+    assert results["predict_wer"] == pytest.approx((results["predict_wer_de"] + results["predict_wer_pl"]) / 2)
+    assert results["train_compilations"] <= results["train_buckets"] <= 2
+    assert results["best_step"] in (3, 6)
+    for role in ("train", "eval", "predict"):
+        assert json.loads((recognition / f"{role}_results.json").read_text()).items() <= results.items()
+    log = rows(recognition / "metrics.jsonl")
+    assert [row["step"] for row in log if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in log if row["kind"] == "eval"] == [3, 6]
+    assert all(0 <= row["padding"] < 1 and row["loss"] > 0 for row in log if row["kind"] == "train")
+    predictions = rows(recognition / "predictions.jsonl")
+    assert len(predictions) == 10 and {row["language"] for row in predictions} == {"de", "pl"}
+    assert set(predictions[0]) == {"id", "sample_id", "language", "reference", "prediction"}
+    assert list((recognition / "runs").glob("events.out.tfevents.*"))
+    assert (recognition / "skipped.jsonl").read_text() == ""
+    assert not (recognition / ".lock").exists()
+
+
+def test_scoring_a_run_gives_its_own_scores(recognition, corpus, tmp_path):
+    arguments = flags(
+        corpus, tmp_path, None, model_name_or_path=recognition, config_name=None, task="mls", do_train=None,
+        do_eval=None, freeze_feature_encoder=None, per_device_train_batch_size=None, max_steps=None,
+        learning_rate=None, logging_steps=None, group_by_length=None, dataset_config_name=None, max_buckets=1,
+        predict_split_name="test", per_device_eval_batch_size=3,
+    )  # fmt: skip
+    assert evaluate.main(arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    trained = json.loads((recognition / "all_results.json").read_text())
+    assert {results["wer"], results["cer"]} == {trained["predict_wer"], trained["predict_cer"]}
+    assert results["loss"] == pytest.approx(trained["predict_loss"], rel=1e-4)
+
+    def by_id(path):
+        return {row["id"]: row["prediction"] for row in rows(path)}
+
+    # Another bucket length and another batch size: padding does not change a prediction.
+    assert by_id(tmp_path / "predictions.jsonl") == by_id(recognition / "predictions.jsonl")
+
+
+def test_the_python_surface(recognition, corpus, tmp_path):
+    model = load_model(recognition)
+    raw = np.random.default_rng(0).integers(-3000, 3000, (2, 9000)).astype(np.int16)
+    raw[1, 5000:] = 0
+    output = model(raw, np.array([9000, 5000]))
+    assert output.logits.shape == (2, 27, model.config.vocab_size) and output.logit_lengths.tolist() == [27, 15]
+    alone = model(raw[1:, :5000].astype(np.float32) / 32768)
+    np.testing.assert_allclose(output.logits[1, :15], alone.logits[0], atol=1e-4)
+
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(corpus / "mls.all" / "test.parquet").to_pylist()
+    paths = []
+    for row in table[:5]:
+        paths.append(tmp_path / Path(row["audio"]["path"]).name)
+        paths[-1].write_bytes(row["audio"]["bytes"])
+    expected = {row["id"]: row["prediction"] for row in rows(recognition / "predictions.jsonl")}
+    assert transcribe(model, paths) == [expected[f"test/{path.name}"] for path in paths]
+
+
+def test_transformers_loads_what_comes_out(recognition):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCTC, AutoProcessor
+
+    raw = (1000 * np.random.default_rng(1).standard_normal((1, 8000))).astype(np.float32) / 32768
+    processor, model = AutoProcessor.from_pretrained(recognition), AutoModelForCTC.from_pretrained(recognition)
+    inputs = processor(raw[0], sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(inputs.input_values).logits.numpy()
+    np.testing.assert_allclose(load_model(recognition)(raw).logits, theirs, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def classification(corpus, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("classification")
+    changes = dict(
+        max_steps=60, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, bf16=True,
+        metric_for_best_model="f1", learning_rate=5e-3, mask_time_prob=0, save_total_limit=1, logging_steps=20,
+    )  # fmt: skip
+    assert train.main(flags(corpus, output, "minds14.all", **changes)) == 0
+    return output
+
+
+def test_a_classifier_learns_tones(classification):
+    results = json.loads((classification / "all_results.json").read_text())
+    assert results["eval_accuracy"] >= 0.9 and results["eval_f1"] >= 0.9
+    config = json.loads((classification / "config.json").read_text())
+    assert config["id2label"] == {"0": "a", "1": "b", "2": "c", "3": "d"}
+    # The best and the newest are kept, though the limit is one.
+    steps = [int(path.name) for path in (classification / "checkpoints").iterdir() if path.name.isdigit()]
+    assert results["best_step"] in steps and 60 in steps and len(steps) <= 2
+
+
+def parameters(output: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(output / "model.safetensors")
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
+    noisy = dict(
+        hidden_dropout=0.2, mask_time_prob=0.3, layerdrop=0.1, save_steps=2, num_train_epochs=1, max_steps=None
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main(flags(corpus, whole, "mls.all", **noisy)) == 0
+
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "xtremes_jax.train", *flags(corpus, parts, "mls.all", **noisy)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = parts / "metrics.jsonl"
+    while begun.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.02)
+    begun.send_signal(signal.SIGTERM)
+    _, errors = begun.communicate(timeout=120)
+    assert begun.returncode == 143, errors
+    assert "Stopped by SIGTERM" in errors and "Traceback" not in errors
+    stopped_at = rows(log)[-1]["step"]
+    assert stopped_at < 6 and (parts / "checkpoints" / str(stopped_at)).is_dir()
+    assert not (parts / "model.safetensors").exists()
+
+    assert train.main(flags(corpus, parts, "mls.all", **noisy)) == 0
+    assert [row["step"] for row in rows(log)] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows(log)] == [row["loss"] for row in rows(whole / "metrics.jsonl")]
+    ours, expected = parameters(parts), parameters(whole)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_eight_devices_give_the_losses_of_one(corpus, tmp_path):
+    noisy = dict(hidden_dropout=0.1, mask_time_prob=0.3, mask_feature_prob=0.1, do_eval=None, save_strategy="no")
+    one = flags(corpus, tmp_path / "one", "mls.all", **noisy, per_device_train_batch_size=8)
+    split = dict(per_device_train_batch_size=1)
+    many = flags(corpus, tmp_path / "many", "mls.all", **(noisy | split), gradient_accumulation_steps=1)
+    sharded = flags(corpus, tmp_path / "sharded", "mls.all", **(noisy | split), fsdp_devices=4)
+    assert train.main(one) == 0
+    expected = [row["loss"] for row in rows(tmp_path / "one" / "metrics.jsonl")]
+    for arguments, name in ((many, "many"), (sharded, "sharded")):
+        done = run_elsewhere(arguments, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+        assert done.returncode == 0, done.stderr
+        losses = [row["loss"] for row in rows(tmp_path / name / "metrics.jsonl")]
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+def test_a_clip_that_cannot_be_decoded_is_listed_and_the_run_goes_on(corpus, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    broken = write_corpus(tmp_path / "broken")
+    file = broken / "mls.all" / "train.parquet"
+    table = pq.read_table(file)
+    clips = table.to_pylist()
+    # Damage past the header: the length can be read, the audio cannot.
+    data = bytearray(clips[3]["audio"]["bytes"])
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    clips[3]["audio"]["bytes"] = bytes(data)
+    clips[5]["transcription"] = ""
+    pq.write_table(pa.Table.from_pylist(clips, schema=table.schema), file)
+    output = tmp_path / "out"
+    changes = dict(num_train_epochs=1, max_steps=None, save_strategy="no", do_eval=None)
+    assert train.main(flags(broken, output, "mls.all", **changes, max_skipped_fraction=0.2)) == 0
+    skipped = {row["clip"]: row["reason"] for row in rows(output / "skipped.jsonl")}
+    assert set(skipped) == {"train/003.flac", "train/005.flac"}
+    assert "empty" in skipped["train/005.flac"]
+    strict = flags(broken, tmp_path / "strict", "mls.all", **changes)
+    assert train.main(strict) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_column_name": "sentence"}, "transcription"),
+        ({"language": "pl", "dataset_config_name": None, "task": "mls", "train_split_name": "trian"}, "train"),
+        ({"language": "xx", "dataset_config_name": None, "task": "mls"}, "xx"),
+        ({"audio_column_name": "sound"}, "audio"),
+        ({"learning_rte": 1}, "learning_rate"),
+        ({"config_name": "smal"}, "small"),
+        ({"config_name": None, "model_name_or_path": "nowhere/at-all"}, "nowhere/at-all"),
+        ({"fsdp_devices": 3}, "fsdp_devices"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_what_to_do(corpus, tmp_path, capsys, changes, message):
+    assert train.main(flags(corpus, tmp_path / "out", **{"config": "mls.all", **_config(changes)})) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors
+
+
+def _config(changes: dict) -> dict:
+    return {("config" if name == "dataset_config_name" else name): value for name, value in changes.items()}
+
+
+def test_a_model_of_another_architecture_is_refused(corpus, tmp_path, capsys):
+    other = tmp_path / "hubert"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "hubert"}))
+    (other / "model.safetensors").write_bytes(b"")
+    changes = dict(config_name=None, model_name_or_path=other)
+    assert train.main(flags(corpus, tmp_path / "out", "mls.all", **changes)) == 2
+    assert "hubert" in capsys.readouterr().err
+
+
+def test_an_output_directory_in_use_is_refused(recognition, corpus, tmp_path, capsys):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.tex").write_text("")
+    assert train.main(flags(corpus, used, "mls.all")) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+
+    import fcntl
+
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    with open(busy / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert train.main(flags(corpus, busy, "mls.all")) == 2
+    assert "in use" in capsys.readouterr().err

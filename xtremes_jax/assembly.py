@@ -1,0 +1,180 @@
+"""From arguments, a starting point and a corpus to what the steps of a run are made of."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xtremes_jax.arguments import Arguments
+from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.corpus import Corpus
+from xtremes_jax.data.loader import TrainLoader
+from xtremes_jax.errors import InputError
+from xtremes_jax.loading import StartingPoint, configure, initial_params
+from xtremes_jax.models import ModelConfig, Report, abstract_model, decays, is_feature_encoder, split_params
+from xtremes_jax.training import sharding
+from xtremes_jax.training.devices import describe_devices
+from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
+from xtremes_jax.training.precision import compute_dtype
+from xtremes_jax.training.state import TrainState, create_state, parameter_count
+
+logger = logging.getLogger(__name__)
+
+_FROM_FLAGS = (
+    "attention_dropout activation_dropout feat_proj_dropout hidden_dropout final_dropout layerdrop mask_time_prob "
+    "mask_time_length mask_feature_prob mask_feature_length ctc_zero_infinity ctc_loss_reduction use_weighted_layer_sum"
+).split()
+"""Fields of the model's configuration that flags of the same name override, as in the reference script."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model with its parameters on the devices, ready for steps."""
+
+    config: ModelConfig
+    graphdef: Any
+    objective: Objective
+    mesh: Mesh
+    trainable: dict[str, jax.Array]
+    frozen: dict[str, jax.Array]
+
+
+def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig:
+    """The architecture with the task's head, and with regularisation as the flags say."""
+    changes: dict[str, Any] = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
+    if corpus.tokenizer is not None:
+        changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
+    else:
+        changes["num_labels"] = len(corpus.label_names)
+    return configure(start, arguments.selection.task.kind, changes)
+
+
+def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) -> Network:
+    """Reads or draws the parameters and puts them on the devices, float32, sharded as `--fsdp_devices` says.
+
+    Raises:
+        InputError: the checkpoint does not fit the configuration, or has no head for the task and is not to be trained.
+    """
+    training = arguments.training
+    mesh = sharding.make_mesh(training.fsdp_devices)
+    params, report = initial_params(start, config, seed=training.seed, replace_head=training.do_train)
+    if report is not None:
+        _tell_of_mismatch(report, start, training.do_train)
+    dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
+    graphdef, _ = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
+    freeze = arguments.model.freeze_feature_encoder
+    frozen = {name: value for name, value in params.items() if freeze and is_feature_encoder(name)}
+    trainable = {name: value for name, value in params.items() if name not in frozen}
+    logger.info(
+        "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
+        f"{parameter_count(params):,}",
+        f"{parameter_count(trainable):,}" if training.do_train else "none",
+        describe_devices(),
+        dict(mesh.shape),
+        np.dtype(dtype).name,
+    )
+    objective = Objective(
+        config.head,
+        blank=config.pad_token_id,
+        reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
+        zero_infinity=config.ctc_zero_infinity,
+    )
+    return Network(config, graphdef, objective, mesh, _place(trainable, mesh), _place(frozen, mesh))
+
+
+def _place(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Parameters go to their devices one by one: no device ever holds the whole of a sharded model."""
+    return {name: jax.device_put(value, sharding.array_sharding(mesh, value.shape)) for name, value in params.items()}
+
+
+def _tell_of_mismatch(report: Report, start: StartingPoint, do_train: bool) -> None:
+    if report.new_head and not do_train:
+        raise InputError(
+            f"{start.source} holds no weights for this task's head ({', '.join(report.new_head)}): add --do_train to "
+            "fine-tune it, or choose a fine-tuned model."
+        )
+    if report.missing:
+        logger.info("Newly drawn, as %s holds none that fit: %s", start.source, ", ".join(report.missing))
+    if report.unexpected:
+        logger.info("Left out of %s, not needed here: %s", start.source, ", ".join(report.unexpected))
+
+
+def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> TrainLoader:
+    """The training batches; each holds the rows of one update, over all devices and accumulated micro-batches."""
+    data, training = arguments.data, arguments.training
+    multiple = mesh.size * training.gradient_accumulation_steps
+    if data.max_batch_seconds is None:
+        size = {"batch_size": training.per_device_train_batch_size * multiple}
+    else:
+        size = {"max_batch_samples": int(data.max_batch_seconds * SAMPLE_RATE) * multiple}
+    return TrainLoader(
+        corpus.splits["train"],
+        multiple=multiple,
+        max_buckets=data.max_buckets,
+        seed=training.data_seed,
+        group_by_length=data.group_by_length,
+        drop_last=data.dataloader_drop_last,
+        num_workers=data.dataloader_num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        sharding=sharding.batch_sharding(mesh),
+        **size,
+    )
+
+
+def run_length(arguments: Arguments, steps_per_epoch: int) -> int:
+    """Updates of the whole run: `--max_steps`, or `--num_train_epochs` times an epoch's, rounded up."""
+    training = arguments.training
+    if training.max_steps > 0:
+        return training.max_steps
+    return max(1, -int(-training.num_train_epochs * steps_per_epoch // 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """How the parameters of a network are updated, and the state that this starts from."""
+
+    optimizer: Any
+    learning_rate: Any
+    """Updates done -> learning rate."""
+    state: TrainState
+    state_sharding: TrainState
+    """Sharding of each array of the state."""
+
+    @property
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state, for restoring a checkpoint onto these devices."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self.state,
+            self.state_sharding,
+        )
+
+
+def make_optimization(arguments: Arguments, network: Network, total_steps: int) -> Optimization:
+    """AdamW with the flags' schedule; its moments are made where their parameters lie."""
+    training = arguments.training
+    warmup = warmup_step_count(training.warmup_steps, training.warmup_ratio, total_steps)
+    learning_rate = make_schedule(training.lr_scheduler_type, training.learning_rate, warmup, total_steps)
+    optimizer = make_optimizer(
+        learning_rate,
+        beta1=training.adam_beta1,
+        beta2=training.adam_beta2,
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        decay_mask={name: decays(name) for name in network.trainable},
+    )
+
+    def create(trainable, frozen):
+        return create_state(trainable, frozen, optimizer, scale_loss=training.fp16)
+
+    shapes = jax.eval_shape(create, network.trainable, network.frozen)
+    state_sharding = sharding.tree_sharding(network.mesh, shapes)
+    # Donated: the parameters become part of the state instead of being copied into it.
+    make = jax.jit(create, out_shardings=state_sharding, donate_argnums=(0, 1))
+    return Optimization(optimizer, learning_rate, make(network.trainable, network.frozen), state_sharding)

@@ -1,0 +1,117 @@
+"""What a person sees while a run goes on: log lines, a progress bar, one line an evaluation, the table at the end."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from xtremes_jax.arguments import Arguments
+from xtremes_jax.corpus import Corpus
+from xtremes_jax.evaluation.predict import ScoredSplit
+from xtremes_jax.evaluation.report import results_table
+from xtremes_jax.tasks import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+_MOST_LANGUAGES_ON_ONE_LINE = 8
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes log lines so that they do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def set_up(level: str) -> None:
+    """Sends this package's log lines to standard error, from `level` on; "passive" is info.
+
+    Other libraries' lines come from warnings on.
+    """
+    handler = _AboveTheBar()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    package = logging.getLogger("xtremes_jax")
+    package.setLevel("INFO" if level == "passive" else level.upper())
+    # Orbax and absl log every file they touch.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Bar:
+    """The progress bar of training; with `hidden`, log lines in its place.
+
+    Args:
+        total: steps of the whole run.
+        start: steps done before (a resumed run).
+        hidden: show no bar (`--disable_tqdm`).
+    """
+
+    def __init__(self, *, total: int, start: int, hidden: bool):
+        self._hidden, self._total = hidden, total
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", desc="train", disable=hidden, dynamic_ncols=True, mininterval=0.5
+        )
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def show(self, step: int, epoch: float, values: dict[str, Any]) -> None:
+        """Shows the numbers of a log line."""
+        text = (
+            f"loss {values['loss']:.4f}, lr {values['learning_rate']:.2e}, "
+            f"{values['audio_seconds_per_second']:.0f} audio-s/s, padding {values['padding']:.0%}, "
+            f"data wait {values['data_wait']:.0%}"
+        )
+        self._bar.set_postfix_str(text, refresh=False)
+        if self._hidden:
+            logger.info("step %d/%d, epoch %.2f: %s", step, self._total, epoch, text)
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        self._bar.close()
+
+
+@contextmanager
+def split_bar(role: str, total: int, hidden: bool) -> Iterator[tqdm]:
+    """The progress bar of scoring a split; it vanishes when done."""
+    with tqdm(total=total, unit="batch", desc=role, disable=hidden, dynamic_ncols=True, leave=False) as bar:
+        yield bar
+
+
+def show_evaluation(step: int, epoch: float, scored: ScoredSplit, task: TaskSpec) -> None:
+    """One line: the averages, and the main metric of each language where these are few."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in scored.scores.average.items())
+    main = task.metrics[0]
+    languages = scored.scores.per_language
+    parts = ""
+    if 1 < len(languages) <= _MOST_LANGUAGES_ON_ONE_LINE:
+        parts = f" ({', '.join(f'{language} {values[main]:.3f}' for language, values in languages.items())})"
+    logger.info("step %d, epoch %.2f: eval loss %.4f, %s%s", step, epoch, scored.metrics["loss"], metrics, parts)
+
+
+def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, directory: Path) -> None:
+    """The table at the end of a run, on standard output: each split's scores by language, and where everything lies."""
+    task = arguments.selection.task
+    data = "synthetic speech of the demo corpus" if corpus.synthetic else arguments.data.dataset_name
+    print(f"\n{task.name} on {data}")
+    for role, title in (("eval", arguments.data.eval_split_name), ("predict", arguments.data.predict_split_name)):
+        if f"{role}_samples" not in results:
+            continue
+        split = corpus.splits[role]
+        rows = [["average", *[results[f"{role}_{metric}"] for metric in task.metrics]]]
+        for language in sorted(set(split.languages)):
+            values = [results.get(f"{role}_{metric}_{language}") for metric in task.metrics]
+            if None not in values:
+                rows.append([language, *values])
+        if len(rows) == 2:
+            rows = rows[:1]
+        print(f"\n{title} split, {results[f'{role}_samples']} clips")
+        print(results_table(["language", *task.metrics], rows))
+    print(f"\nResults, predictions and the model lie in {directory}", flush=True)

@@ -1,0 +1,181 @@
+"""A run's data, ready for batches: its splits, and the vocabulary or the classes that they share."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xtremes_jax import hub
+from xtremes_jax.arguments import Arguments
+from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, write_skipped
+from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
+from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean
+from xtremes_jax.errors import InputError
+from xtremes_jax.loading import StartingPoint
+from xtremes_jax.models import ModelConfig
+from xtremes_jax.run_directory import SKIPPED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The data of a run."""
+
+    splits: dict[str, PreparedSplit]
+    """By role: "train", "eval", "predict", as far as the run needs them."""
+    tokenizer: object | None
+    """`Wav2Vec2CTCTokenizer` of a recognition run; its padding token is the CTC blank."""
+    label_names: list[str] | None
+    """Names of the classes by class id, of a classification run."""
+    synthetic: bool
+    """Whether the speech is synthetic, which is said wherever a result is shown."""
+
+
+class SkippedClips:
+    """Clips that were left out, kept in `skipped.jsonl` without repeats as they come up.
+
+    Args:
+        directory: of the run.
+        max_fraction: the run stops when more of a split's clips than this are left out.
+    """
+
+    def __init__(self, directory: Path, max_fraction: float):
+        self.path = directory / SKIPPED
+        self._max_fraction = max_fraction
+        self._clips: dict[tuple[str, int], SkippedClip] = {}
+        self._sizes: dict[str, int] = {}
+
+    def begin(self, splits: Iterable[PreparedSplit]) -> None:
+        """Lists what preparation has left out of the splits, and stops the run if it is too much of one."""
+        splits = list(splits)
+        for split in splits:
+            self._sizes[split.name] = len(split.raw.clip_names)
+            self._clips |= {(clip.split, clip.sample_id): clip for clip in split.skipped}
+        write_skipped(self.path, self._clips.values())
+        check_skipped(splits, self._max_fraction, self.path)
+
+    def add(self, clips: Iterable[SkippedClip]) -> None:
+        """Lists clips that turned out to be unreadable when they were decoded.
+
+        Raises:
+            InputError: too many clips of a split are left out by now.
+        """
+        new = [clip for clip in clips if (clip.split, clip.sample_id) not in self._clips]
+        if not new:
+            return
+        for clip in new:
+            logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
+            self._clips[clip.split, clip.sample_id] = clip
+        write_skipped(self.path, self._clips.values())
+        for name in {clip.split for clip in new}:
+            count = sum(clip.split == name for clip in self._clips.values())
+            if count > self._max_fraction * self._sizes[name]:
+                raise InputError(
+                    f"{count} of {self._sizes[name]} clips of split {name} cannot be used, more than "
+                    f"--max_skipped_fraction {self._max_fraction:g}; the last one: {new[-1].clip}: {new[-1].reason} "
+                    f"All are listed in {self.path}. Repair or remove them, or raise --max_skipped_fraction."
+                )
+
+
+def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClips) -> Corpus:
+    """Finds the rows of every split the run needs, makes the vocabulary or the classes, and prepares the clips.
+
+    When nothing is trained, vocabulary and classes are the model's own.
+
+    Raises:
+        InputError: see `data.sources.load_splits` and `data.prepare.prepare`; the classes of the data are not the
+            model's; or too many clips cannot be used.
+    """
+    data, kind = arguments.data, arguments.selection.task.kind
+    raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
+    tokenizer = _tokenizer(arguments, start, raw) if kind == "ctc" else None
+    # Frames depend on the convolutions alone, so any head will do.
+    num_frames = ModelConfig.from_huggingface(start.config, head=kind).num_frames
+    splits = {
+        role: prepare(
+            split,
+            kind=kind,
+            num_frames=num_frames,
+            tokenizer=tokenizer,
+            chars_to_ignore=data.chars_to_ignore,
+            purpose="train" if role == "train" else "score",
+            min_duration=data.min_duration_in_seconds,
+            max_duration=data.max_duration_in_seconds,
+            num_workers=data.preprocessing_num_workers,
+            cache_dir=_cache_folder(arguments),
+            overwrite_cache=data.overwrite_cache,
+            show_progress=not arguments.training.disable_tqdm,
+        )
+        for role, split in raw.items()
+    }
+    skipped.begin(splits.values())
+    label_names = None
+    if kind == "classification" and arguments.training.do_train:
+        label_names = next(iter(raw.values())).label_names
+    elif kind == "classification":
+        label_names = _classes_of_model(start)
+        splits = {role: _renumbered(split, label_names, start) for role, split in splits.items()}
+    return Corpus(splits, tokenizer, label_names, synthetic=any(split.synthetic for split in raw.values()))
+
+
+def _cache_folder(arguments: Arguments) -> Path | None:
+    folder = arguments.model.cache_dir
+    return Path(folder) / "xtremes_jax" if folder else None
+
+
+def _requests(arguments: Arguments) -> dict[str, SplitRequest]:
+    """The splits that the run's `do_` flags ask for."""
+    data, training = arguments.data, arguments.training
+    requests = {}
+    if training.do_train:
+        requests["train"] = SplitRequest(data.train_split_name, data.max_train_samples, "--train_split_name")
+    if training.do_eval:
+        requests["eval"] = SplitRequest(data.eval_split_name, data.max_eval_samples, "--eval_split_name")
+    if training.do_predict:
+        requests["predict"] = SplitRequest(data.predict_split_name, data.max_predict_samples, "--predict_split_name")
+    return requests
+
+
+def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
+    """The tokenizer that was asked for, the model's own when nothing is trained, or one made from the transcripts."""
+    model, data = arguments.model, arguments.data
+    if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
+        source = model.tokenizer_name_or_path or start.source
+        folder = (
+            hub.resolve_model(source, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
+            if model.tokenizer_name_or_path is not None
+            else start.directory
+        )
+        tokenizer = hub.load_tokenizer(folder)
+        if tokenizer is None:
+            raise InputError(f"{source} holds no vocab.json, so no tokenizer. Name one with --tokenizer_name_or_path.")
+        return tokenizer
+    texts = (
+        clean(text, data.chars_to_ignore) for split in raw.values() for text in split.targets() if text is not None
+    )
+    tokens = {name: getattr(data, name) for name in ("unk_token", "pad_token", "word_delimiter_token")}
+    vocabulary = build_vocabulary(texts, **tokens)
+    logger.info("Vocabulary of %d characters and tokens, from the transcripts of all splits in use", len(vocabulary))
+    return build_tokenizer(vocabulary, **tokens)
+
+
+def _classes_of_model(start: StartingPoint) -> list[str]:
+    labels = start.config.get("id2label") or {}
+    if not labels:
+        raise InputError(f"{start.source} names no classes (id2label in its config.json), so it cannot be scored.")
+    return [str(labels[key]) for key in sorted(labels, key=int)]
+
+
+def _renumbered(split: PreparedSplit, names: list[str], start: StartingPoint) -> PreparedSplit:
+    """The split with its classes numbered as the model numbers them."""
+    lacking = sorted(set(split.references) - set(names))
+    if lacking:
+        raise InputError(
+            f"{start.source} does not know {', '.join(lacking[:5])} ({len(lacking)} classes of split {split.name}). It "
+            f"knows {', '.join(names[:10])}{', …' if len(names) > 10 else ''}: choose the data that it was trained for."
+        )
+    return dataclasses.replace(split, labels=[np.array([names.index(name)], np.int32) for name in split.references])

@@ -1,0 +1,69 @@
+"""`python -m xtremes_jax.evaluate`: scores a run's directory, or any fine-tuned Transformers checkpoint, on a split."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from xtremes_jax import console
+from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
+from xtremes_jax.assembly import assemble
+from xtremes_jax.corpus import SkippedClips, load_corpus
+from xtremes_jax.errors import InputError
+from xtremes_jax.evaluation.report import write_json
+from xtremes_jax.loading import configure, starting_point
+from xtremes_jax.run_directory import RunDirectory
+from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.training.devices import configure_jax
+from xtremes_jax.training.signals import Interrupted, StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status is 0, 2 for unusable input, or 128 + signal number after a signal."""
+    try:
+        arguments = parse_evaluate_arguments(sys.argv[1:] if argv is None else argv)
+        console.set_up(arguments.training.log_level)
+        run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interruption:
+        print(f"Stopped by {interruption}.", file=sys.stderr)
+        return interruption.status
+    return 0
+
+
+def run(arguments: Arguments) -> dict[str, Any]:
+    """Scores the prediction split and returns what `results.json` holds."""
+    training = arguments.training
+    configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
+    with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest() as stop:
+        skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
+        start = starting_point(arguments.model, token=training.hub_token)
+        corpus = load_corpus(arguments, start, skipped)
+        stop.check()
+        network = assemble(arguments, start, configure(start, arguments.selection.task.kind, {}))
+        scored = Scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
+        stop.check()
+        results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
+        write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
+        console.show_results(results, arguments, corpus, directory.path)
+    return results
+
+
+def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
+    """What the scores are of."""
+    return {
+        "model": arguments.model.model_name_or_path,
+        "task": arguments.selection.task.name,
+        "dataset": arguments.data.dataset_name,
+        "config": arguments.data.dataset_config_name,
+        "split": arguments.data.predict_split_name,
+        "synthetic_speech": synthetic,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A finished run as a Transformers repository, and its way to the hub."""
+
+import dataclasses
+import importlib.metadata
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtremes_jax import hub
+from xtremes_jax.arguments import Arguments
+from xtremes_jax.assembly import Network
+from xtremes_jax.corpus import Corpus
+from xtremes_jax.loading import StartingPoint
+from xtremes_jax.model_card import CardFacts, model_card
+from xtremes_jax.models import to_huggingface, unflatten_params
+
+logger = logging.getLogger(__name__)
+
+_VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
+
+
+def export_run(
+    directory: Path,
+    network: Network,
+    arguments: Arguments,
+    corpus: Corpus,
+    results: dict[str, Any],
+    start: StartingPoint,
+) -> None:
+    """Writes config.json, model.safetensors, the processor's files and a model card into `directory`."""
+    params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
+    names = corpus.label_names
+    hub.export(
+        directory,
+        tensors=to_huggingface(unflatten_params(params), network.config),
+        config=network.config.to_huggingface(label_names=names),
+        tokenizer=corpus.tokenizer,
+        preprocessor=start.preprocessor,
+        id2label=None if names is None else dict(enumerate(names)),
+        model_card=model_card(_facts(directory, arguments, corpus, results, start)),
+    )
+    logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
+
+
+def _facts(
+    directory: Path, arguments: Arguments, corpus: Corpus, results: dict[str, Any], start: StartingPoint
+) -> CardFacts:
+    """What the model card says; of the prediction split's scores, or else of the evaluation split's."""
+    task, data = arguments.selection.task, arguments.data
+    role = "predict" if "predict_samples" in results else "eval"
+    split = data.predict_split_name if role == "predict" else data.eval_split_name
+    languages = sorted(set(corpus.splits["train"].languages))
+    metrics = {name: results[f"{role}_{name}"] for name in task.metrics if f"{role}_{name}" in results}
+    per_language = {
+        language: {name: results[f"{role}_{name}_{language}"] for name in task.metrics}
+        for language in languages
+        if f"{role}_{task.metrics[0]}_{language}" in results
+    }
+    given = {
+        field.name: getattr(part, field.name)
+        for part in (arguments.model, arguments.data, arguments.training)
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) != field.default
+    }
+    return CardFacts(
+        model_name=arguments.training.hub_model_id or directory.resolve().name,
+        kind=task.kind,
+        task=task.name,
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        languages=languages,
+        split=split,
+        metrics=metrics,
+        per_language=per_language,
+        base_model=start.source if start.directory is not None else None,
+        synthetic=corpus.synthetic,
+        arguments=given,
+        versions={"Python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
+    )
+
+
+def push_run(directory: Path, arguments: Arguments) -> None:
+    """Uploads the output directory (`--push_to_hub`)."""
+    training = arguments.training
+    url = hub.push(
+        directory,
+        repo_id=training.hub_model_id or directory.resolve().name,
+        token=training.hub_token,
+        private=training.hub_private_repo,
+        commit_message=f"Fine-tuned on {arguments.data.dataset_config_name} with xtremes_jax",
+    )
+    logger.info("Uploaded to %s", url)

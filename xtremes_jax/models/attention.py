@@ -1,0 +1,85 @@
+"""Multi-head self-attention over frames (Vaswani et al. 2017), with the frames past a clip's length masked."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.layers import linear
+from xtremes_jax.models.masking import Randomness, dropout, frame_mask
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""Score of a masked key: finite, so that a row in which every key is masked gives a mean instead of NaN."""
+
+
+def attend(
+    query: Float[Array, "batch frames heads head_features"],
+    key: Float[Array, "batch frames heads head_features"],
+    value: Float[Array, "batch frames heads head_features"],
+    lengths: Int[Array, " batch"] | None,
+    *,
+    dropout_rate: float = 0.0,
+    randomness: Randomness | None = None,
+) -> Float[Array, "batch frames heads head_features"]:
+    """Scaled dot-product attention, with its softmax in float32.
+
+    Args:
+        query, key, value: in the compute dtype.
+        lengths: keys (frames) that count in each row; None means all. Rows of length 0 give finite numbers.
+        dropout_rate: of the attention probabilities; where none applies, cuDNN's fused kernel is used on GPUs that have
+            it and for the dtypes and head sizes that it takes.
+        randomness: keys already folded for this purpose; None means no dropout.
+    """
+    if (randomness is None or dropout_rate == 0.0) and _use_cudnn(query):
+        # The fused kernel is not asked what it makes of a row without any key: such rows look at their first frame.
+        counted = None if lengths is None else jnp.maximum(lengths, 1)
+        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=counted, implementation="cudnn")
+    # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", scaled, key, preferred_element_type=jnp.float32)
+    if lengths is not None:
+        scores = jnp.where(frame_mask(lengths, key.shape[1])[:, None, None, :], scores, _MASKED)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, randomness)
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+
+
+def _use_cudnn(query: Float[Array, "batch frames heads head_features"]) -> bool:
+    """Whether cuDNN's fused attention takes these arrays on this process's devices (NVIDIA, Ampere or newer)."""
+    halves = query.dtype in (jnp.bfloat16, jnp.float16)
+    if not halves or query.shape[-1] % 8 or query.shape[-1] > 128 or jax.default_backend() != "gpu":
+        return False
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
+    return major.isdigit() and int(major) >= 8  # ROCm's devices have names here, such as gfx90a
+
+
+class SelfAttention(nnx.Module):
+    """Self-attention with its four projections."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        width = config.hidden_size
+        self.q_proj = linear(config, width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = linear(config, width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = linear(config, width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = linear(config, width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames features"],
+        lengths: Int[Array, " batch"] | None,
+        randomness: Randomness | None,
+    ) -> Float[Array, "batch frames features"]:
+        """Every frame looks at the valid frames of its row; `lengths` is in frames."""
+        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        mixed = attend(
+            self.q_proj(x).reshape(heads),
+            self.k_proj(x).reshape(heads),
+            self.v_proj(x).reshape(heads),
+            lengths,
+            dropout_rate=self.config.attention_dropout,
+            randomness=randomness,
+        )
+        return self.out_proj(mixed.reshape(x.shape))

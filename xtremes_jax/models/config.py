@@ -1,0 +1,302 @@
+"""The architecture of a wav2vec 2.0 / XLS-R model, to and from the `config.json` of Transformers."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from xtremes_jax.errors import InputError
+
+Head = Literal["ctc", "classification"]
+
+_ARCHITECTURES: dict[str, Head] = {
+    "Wav2Vec2ForCTC": "ctc",
+    "Wav2Vec2ForSequenceClassification": "classification",
+}
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish")
+"""Values of `hidden_act` and `feat_extract_activation` that are known here; `gelu` is the exact one (erf)."""
+
+_RATES = (
+    "hidden_dropout",
+    "activation_dropout",
+    "attention_dropout",
+    "feat_proj_dropout",
+    "final_dropout",
+    "layerdrop",
+)
+_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "normalize_waveform")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One wav2vec 2.0 model (Baevski et al. 2020; XLS-R: Babu et al. 2021): shapes, regularisation and head.
+
+    Field names and defaults are those of `transformers.Wav2Vec2Config`, which are the base model's. The object is
+    hashable, so it can be a static argument of `jax.jit`. Raises `InputError` where the fields do not fit together.
+    """
+
+    # The convolutional front end: waveform -> frames (50 a second with the default strides).
+    conv_dim: tuple[int, ...] = (512,) * 7
+    """Channels after each convolution."""
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    """Kernel width of each convolution, in its own input steps."""
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    """Stride of each convolution; their product is the number of samples per frame."""
+    conv_bias: bool = False
+    """Whether the convolutions have a bias (XLS-R: yes)."""
+    feat_extract_norm: str = "group"
+    """`group`: one per-channel normalisation over time, after the first convolution; `layer`: layer norm after each."""
+    feat_extract_activation: str = "gelu"
+    """Activation of the front end and of the positional convolution."""
+
+    # The encoder.
+    hidden_size: int = 768
+    """Width of the encoder."""
+    num_hidden_layers: int = 12
+    """Number of Transformer layers."""
+    num_attention_heads: int = 12
+    """Attention heads per layer; divides `hidden_size`."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward block."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward block."""
+    num_conv_pos_embeddings: int = 128
+    """Kernel width of the positional convolution, in frames."""
+    num_conv_pos_embedding_groups: int = 16
+    """Channel groups of the positional convolution; divides `hidden_size`."""
+    do_stable_layer_norm: bool = False
+    """True: layer norm before each block and after the last layer (XLS-R); False: after each block (base)."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of the encoder's layer norms (those of the front end always use 1e-5, as in PyTorch)."""
+    initializer_range: float = 0.02
+    """Standard deviation of newly drawn linear layers."""
+
+    # Regularisation, in training only.
+    hidden_dropout: float = 0.1
+    """Dropout rate after the attention, the feed-forward block and the positional convolution."""
+    activation_dropout: float = 0.1
+    """Dropout rate inside the feed-forward block."""
+    attention_dropout: float = 0.1
+    """Dropout rate of the attention probabilities."""
+    feat_proj_dropout: float = 0.0
+    """Dropout rate after the projection of the front end's features."""
+    final_dropout: float = 0.1
+    """Dropout rate before the CTC head."""
+    layerdrop: float = 0.1
+    """Probability of skipping a whole layer (Fan et al. 2019)."""
+    apply_spec_augment: bool = True
+    """Master switch of the four numbers below (SpecAugment, Park et al. 2019)."""
+    mask_time_prob: float = 0.05
+    """Share of the frames that spans of masked frames would cover if they did not overlap."""
+    mask_time_length: int = 10
+    """Length of a masked span, in frames."""
+    mask_time_min_masks: int = 2
+    """Fewest spans per clip."""
+    mask_feature_prob: float = 0.0
+    """Share of the encoder's channels that spans of masked channels would cover if they did not overlap."""
+    mask_feature_length: int = 10
+    """Length of a masked span, in channels."""
+    mask_feature_min_masks: int = 0
+    """Fewest spans of channels per clip."""
+
+    # The head.
+    head: Head | None = None
+    """`ctc` (a label distribution per frame), `classification` (one per clip), or none chosen yet."""
+    vocab_size: int = 32
+    """Labels of the CTC head, the blank among them."""
+    pad_token_id: int = 0
+    """The padding token, which is CTC's blank."""
+    num_labels: int = 2
+    """Classes of the classification head."""
+    classifier_proj_size: int = 256
+    """Width of the projection before pooling, in the classification head."""
+    use_weighted_layer_sum: bool = False
+    """Whether the classification head reads a learned average of all layers instead of the last one."""
+    ctc_loss_reduction: str = "sum"
+    """`sum` or `mean`; kept for the exported configuration, the loss itself is not part of the model."""
+    ctc_zero_infinity: bool = False
+    """Whether infinite CTC losses count as 0; kept for the exported configuration, as above."""
+
+    normalize_waveform: bool = True
+    """Whether waveforms are brought to zero mean and unit variance (`do_normalize` of `preprocessor_config.json`)."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_huggingface(
+        cls, config: Mapping[str, Any], *, head: Head | None = None, normalize_waveform: bool = True
+    ) -> "ModelConfig":
+        """Reads the contents of a `config.json`.
+
+        Args:
+            config: the parsed JSON; fields that say nothing about the architecture are passed over.
+            head: the head to use; by default the one that the checkpoint's `architectures` names, if any.
+            normalize_waveform: `do_normalize` of the checkpoint's feature extractor.
+
+        Raises:
+            InputError: the model is not wav2vec 2.0, or has a part that is not implemented; the field is named.
+        """
+        _refuse_unsupported(config)
+        if head is None:
+            named = [_ARCHITECTURES[name] for name in config.get("architectures") or () if name in _ARCHITECTURES]
+            head = named[0] if named else None
+        known = {field.name for field in dataclasses.fields(cls)} - set(_NOT_STORED_BY_TRANSFORMERS)
+        fields = {name: value for name, value in config.items() if name in known and value is not None}
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            if name in fields:
+                fields[name] = tuple(int(value) for value in fields[name])
+        for field in dataclasses.fields(cls):  # JSON has no difference between 0 and 0.0
+            if field.name in fields and field.type is float:
+                fields[field.name] = float(fields[field.name])
+        labels = config.get("id2label")
+        fields["num_labels"] = len(labels) if labels else int(config.get("num_labels") or 2)
+        return cls(**fields, head=head, normalize_waveform=normalize_waveform)
+
+    def to_huggingface(self, *, label_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The contents of a `config.json` from which Transformers builds the same model.
+
+        Args:
+            label_names: names of the classes, for the classification head (`LABEL_0`, … by default).
+
+        Raises:
+            InputError: the number of names is not `num_labels`.
+        """
+        names = [f"LABEL_{index}" for index in range(self.num_labels)] if label_names is None else list(label_names)
+        if len(names) != self.num_labels:
+            raise InputError(f"{len(names)} label names were given for a head of {self.num_labels} labels.")
+        written: dict[str, Any] = {"model_type": "wav2vec2", "dtype": "float32"}
+        if self.head is not None:
+            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == self.head]
+        for field in dataclasses.fields(self):
+            if field.name not in _NOT_STORED_BY_TRANSFORMERS:
+                value = getattr(self, field.name)
+                written[field.name] = list(value) if isinstance(value, tuple) else value
+        written["num_feat_extract_layers"] = len(self.conv_dim)
+        if self.head == "classification":
+            written["id2label"] = {str(index): name for index, name in enumerate(names)}
+            written["label2id"] = {name: index for index, name in enumerate(names)}
+        return written
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Frames that the front end makes of `num_samples` samples at 16 kHz (int, NumPy or JAX integers), at least 0.
+
+        Each convolution gives `floor((length - kernel) / stride) + 1` steps of its input of `length` steps.
+        """
+        length = num_samples
+        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
+            length = (length - kernel) // stride + 1
+            length = length * (length > 0)  # works alike on Python, NumPy and JAX integers
+        return length
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples that make one frame (400, a fortieth of a second, for every published model)."""
+        samples = 1
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples from the start of one frame to the start of the next (320 for every published model)."""
+        return int(np.prod(self.conv_stride))
+
+
+def _check(config: ModelConfig) -> None:
+    """Raises `InputError` where the fields of a configuration do not fit together."""
+    if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
+        raise InputError(
+            f"conv_dim {config.conv_dim}, conv_kernel {config.conv_kernel} and conv_stride {config.conv_stride} "
+            "must be lists of one length: one number for each convolution."
+        )
+    if config.feat_extract_norm not in ("group", "layer"):
+        raise InputError(f"feat_extract_norm is {config.feat_extract_norm!r}; only 'group' and 'layer' exist.")
+    for name in ("hidden_act", "feat_extract_activation"):
+        if getattr(config, name) not in ACTIVATIONS:
+            raise InputError(f"{name} is {getattr(config, name)!r}; known are {', '.join(ACTIVATIONS)}.")
+    for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+        if config.hidden_size % getattr(config, name):
+            raise InputError(f"{name} ({getattr(config, name)}) does not divide hidden_size ({config.hidden_size}).")
+    for name in _RATES:
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be at least 0 and less than 1.")
+    for name in ("mask_time_prob", "mask_feature_prob"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be from 0 to 1.")
+    for name in ("mask_time_length", "mask_feature_length", "num_hidden_layers", "vocab_size", "num_labels"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+    if config.head not in ("ctc", "classification", None):
+        raise InputError(f"head is {config.head!r}; it must be 'ctc' or 'classification'.")
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a `config.json` of another model, or of one with parts that are not implemented."""
+    model_type = config.get("model_type")
+    if model_type != "wav2vec2":
+        raise InputError(
+            f"config.json has model_type {model_type!r}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
+        )
+    if config.get("add_adapter"):
+        raise InputError(
+            "config.json has add_adapter true: the convolutional adapter after the encoder comes with a later "
+            "version. Choose a checkpoint without it."
+        )
+    if config.get("adapter_attn_dim") is not None:
+        raise InputError(
+            f"config.json has adapter_attn_dim {config['adapter_attn_dim']}: per-language attention adapters (MMS) "
+            "are not implemented. Choose a checkpoint without them."
+        )
+    for name in ("position_embeddings_type", "quantization_config"):
+        if config.get(name) is not None:
+            raise InputError(f"config.json sets {name} ({config[name]!r}), which is not implemented here.")
+
+
+_BASE = ModelConfig()
+_XLS_R_300M = dataclasses.replace(
+    _BASE,
+    conv_bias=True,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
+_SMALL = dataclasses.replace(
+    _XLS_R_300M,
+    conv_dim=(128,) * 7,
+    hidden_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    intermediate_size=1024,
+    num_conv_pos_embeddings=32,
+    classifier_proj_size=128,
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": dataclasses.replace(
+        _SMALL,
+        conv_dim=(32,) * 7,
+        hidden_size=64,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=64,
+    ),
+    "small": _SMALL,
+    "base": _BASE,
+    "xls_r_300m": _XLS_R_300M,
+    "xls_r_1b": dataclasses.replace(_XLS_R_300M, hidden_size=1280, num_hidden_layers=48, intermediate_size=5120),
+    "xls_r_2b": dataclasses.replace(_XLS_R_300M, hidden_size=1920, num_hidden_layers=48, intermediate_size=7680),
+}
+"""Named architectures, each written as its difference from another.
+
+`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R; `tiny` (for tests) and `small` (for small corpora, from random weights)
+are laid out as XLS-R and never published. None has a head yet: `dataclasses.replace(PRESETS[name], head="ctc", ...)`.
+"""

@@ -1,0 +1,165 @@
+"""The Transformer encoder: positional convolution, then layers that are stacked and scanned."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.models.attention import SelfAttention
+from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.layers import LayerNorm, activate, linear
+from xtremes_jax.models.masking import (
+    LAYER,
+    LAYER_ACTIVATION,
+    LAYER_ATTENTION,
+    LAYER_ATTENTION_OUTPUT,
+    LAYER_OUTPUT,
+    LAYER_SKIP,
+    POSITION_DROPOUT,
+    Randomness,
+    dropout,
+    fold,
+    frame_mask,
+)
+from xtremes_jax.models.positional import PositionalConvolution
+
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a layer keeps for its gradient, by name.
+
+`none`: everything (fastest, most memory). `full`: only its input; the rest is computed again, which costs one more
+forward pass. `dots`: the results of its linear maps; only what is cheap, and the attention scores, is computed again.
+"""
+
+
+class FeedForward(nnx.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.intermediate_dense = linear(config, config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
+        self.output_dense = linear(config, config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch frames features"], randomness: Randomness | None
+    ) -> Float[Array, "batch frames features"]:
+        """Each frame by itself; `activation_dropout` inside and `hidden_dropout` after."""
+        x = activate(self.config.hidden_act, self.intermediate_dense(x))
+        x = dropout(x, self.config.activation_dropout, fold(randomness, LAYER_ACTIVATION))
+        return dropout(self.output_dense(x), self.config.hidden_dropout, fold(randomness, LAYER_OUTPUT))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and a feed-forward block, each with a residual; norms before them (stable) or after."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames features"],
+        lengths: Int[Array, " batch"] | None,
+        randomness: Randomness | None,
+    ) -> Float[Array, "batch frames features"]:
+        """One layer; `lengths` is in frames, `randomness` is already folded for this layer."""
+        stable = self.config.do_stable_layer_norm
+        attended = self.attention(self.layer_norm(x) if stable else x, lengths, fold(randomness, LAYER_ATTENTION))
+        x = x + dropout(attended, self.config.hidden_dropout, fold(randomness, LAYER_ATTENTION_OUTPUT))
+        if stable:
+            return x + self.feed_forward(self.final_layer_norm(x), randomness)
+        x = self.layer_norm(x)
+        return self.final_layer_norm(x + self.feed_forward(x, randomness))
+
+
+def stacked_layers(config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> EncoderLayer:
+    """All layers as one `EncoderLayer` whose every parameter has a leading axis: the layer."""
+
+    def make(key: Array) -> EncoderLayer:
+        return EncoderLayer(config, dtype=dtype, rngs=nnx.Rngs(key))
+
+    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
+    states = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(key))))(keys)
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0)))), states)
+
+
+class Encoder(nnx.Module):
+    """Positions, then the scanned layers."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
+        if remat not in REMAT_POLICIES:
+            raise InputError(f"remat policy {remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+        self.config = config
+        self.remat = remat
+        self.pos_conv_embed = PositionalConvolution(config, dtype=dtype, rngs=rngs)
+        self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.layers = stacked_layers(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames features"],
+        lengths: Int[Array, " batch"] | None,
+        randomness: Randomness | None,
+        layer_weights: Float[Array, " layers_and_input"] | None = None,
+    ) -> tuple[Float[Array, "batch frames features"], Float[Array, "batch frames features"] | None]:
+        """Encodes frames.
+
+        Args:
+            x: projected frames.
+            lengths: valid frames of each row; None means all.
+            randomness: keys of this step; None means evaluation.
+            layer_weights: weights of the first layer's input and of every layer's output.
+
+        Returns:
+            The last hidden state, and the weighted sum in float32 (None without `layer_weights`). As in Transformers 5,
+            the last norm of the stable layout is in the former and not in the latter.
+        """
+        if lengths is not None:
+            x = jnp.where(frame_mask(lengths, x.shape[1])[:, :, None], x, jnp.zeros((), x.dtype))
+        x = x + self.pos_conv_embed(x)
+        if not self.config.do_stable_layer_norm:
+            x = self.layer_norm(x)
+        x = dropout(x, self.config.hidden_dropout, fold(randomness, POSITION_DROPOUT))
+        x, mixed = self._scan_layers(x, lengths, randomness, layer_weights)
+        return (self.layer_norm(x) if self.config.do_stable_layer_norm else x), mixed
+
+    def _scan_layers(
+        self, x: Array, lengths: Array | None, randomness: Randomness | None, layer_weights: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Runs the layers in turn, adding up the weighted sum of hidden states on the way where it is asked for."""
+        graphdef, stacked = nnx.split(self.layers)
+        randomness = fold(randomness, LAYER)
+
+        def run(params: Any, x: Array, index: Array) -> Array:
+            keys = fold(randomness, index)
+            layer = nnx.merge(graphdef, params)
+            if keys is None or self.config.layerdrop == 0.0:
+                return layer(x, lengths, keys)
+            skip = jax.random.bernoulli(jax.random.fold_in(keys.shared, LAYER_SKIP), self.config.layerdrop)
+            return jax.lax.cond(skip, lambda x: x, lambda x: layer(x, lengths, keys), x)
+
+        if self.remat != "none":
+            # Inside a scan nothing can be merged with the forward pass, so the barrier against that is not needed.
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+
+        def step(carry: tuple[Array, Array | None], inputs: tuple[Any, Array, Array | None]) -> tuple[Any, None]:
+            x, mixed = carry
+            params, index, weight = inputs
+            x = run(params, x, index)
+            return (x, None if mixed is None else mixed + weight * x.astype(jnp.float32)), None
+
+        indices = jnp.arange(self.config.num_hidden_layers)
+        mixed = None if layer_weights is None else layer_weights[0] * x.astype(jnp.float32)
+        weights = None if layer_weights is None else layer_weights[1:]
+        carry, _ = jax.lax.scan(step, (x, mixed), (stacked, indices, weights))
+        return carry

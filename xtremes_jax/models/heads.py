@@ -1,0 +1,44 @@
+"""What is said of the encoder's frames: a label distribution for each (CTC), or one for the clip (classification)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xtremes_jax.models.masking import FINAL_DROPOUT, Randomness, dropout, fold, frame_mask
+
+
+def ctc_logits(
+    lm_head: nnx.Linear,
+    hidden: Float[Array, "batch frames features"],
+    *,
+    dropout_rate: float,
+    randomness: Randomness | None,
+) -> Float[Array, "batch frames vocabulary"]:
+    """Logits of every label in every frame, in float32 (Graves et al. 2006; `Wav2Vec2ForCTC`)."""
+    hidden = dropout(hidden, dropout_rate, fold(randomness, FINAL_DROPOUT))
+    return lm_head(hidden).astype(jnp.float32)
+
+
+def classification_logits(
+    projector: nnx.Linear,
+    classifier: nnx.Linear,
+    hidden: Float[Array, "batch frames features"],
+    lengths: Int[Array, " batch"] | None,
+) -> Float[Array, "batch labels"]:
+    """Logits of every class, in float32: projection, mean over the valid frames, linear map.
+
+    Follows `Wav2Vec2ForSequenceClassification`. A row without any valid frame pools to zeros.
+
+    Args:
+        projector, classifier: the two linear maps.
+        hidden: the encoder's frames, or the weighted sum of its layers.
+        lengths: valid frames of each row; None means all.
+    """
+    projected = projector(hidden).astype(jnp.float32)
+    if lengths is None:
+        pooled = jnp.mean(projected, axis=1)
+    else:
+        valid = frame_mask(lengths, hidden.shape[1])[:, :, None]
+        total = jnp.sum(jnp.where(valid, projected, 0.0), axis=1)
+        pooled = total / jnp.maximum(lengths, 1)[:, None].astype(jnp.float32)
+    return classifier(pooled).astype(jnp.float32)

@@ -1,0 +1,112 @@
+"""Small building blocks: activations, norms in float32, convolutions over frames, initial distributions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from xtremes_jax.models.config import ModelConfig
+
+CONV_NORM_EPS = 1e-5
+"""Epsilon of the norms of the front end: PyTorch's default, whatever `layer_norm_eps` says."""
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def activate(name: str, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """The activation that Transformers knows by `name` (one of `config.ACTIVATIONS`)."""
+    return _ACTIVATIONS[name](x)
+
+
+def uniform_initializer(bound: float) -> jax.nn.initializers.Initializer:
+    """Draws uniformly from [-bound, bound)."""
+
+    def init(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return init
+
+
+def linear(config: ModelConfig, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
+    """A linear layer with the initial distribution of Transformers: normal weights, zero bias."""
+    normal = jax.nn.initializers.normal(config.initializer_range)
+    return nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs, **{"kernel_init": normal, **options})
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016): computed in float32, returned in the input's dtype."""
+
+    def __init__(self, features: int, *, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*dims features"]) -> Float[Array, "*dims features"]:
+        """Normalises the last axis to zero mean and unit variance, then scales and shifts each feature."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class FrameGroupNorm(nnx.Module):
+    """Group normalisation with one group per channel: each channel over the valid frames of its clip, in float32.
+
+    PyTorch's takes the padding into its statistics, and is therefore only used on clips one at a time or unmasked; here
+    a padded clip gives what it gives alone.
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "batch frames channels"], valid: Bool[Array, "batch frames"] | None
+    ) -> Float[Array, "batch frames channels"]:
+        """Normalises each channel of each row over its `valid` frames (None: all of them)."""
+        wide = x.astype(jnp.float32)
+        inside = jnp.ones(x.shape[:2], jnp.float32) if valid is None else valid.astype(jnp.float32)
+        inside = inside[:, :, None]
+        count = jnp.maximum(jnp.sum(inside, axis=1, keepdims=True), 1.0)
+        centred = wide - jnp.sum(wide * inside, axis=1, keepdims=True) / count
+        variance = jnp.sum(jnp.square(centred) * inside, axis=1, keepdims=True) / count
+        y = centred * jax.lax.rsqrt(variance + CONV_NORM_EPS) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class Convolution(nnx.Module):
+    """A strided convolution over time without padding."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, width: int, stride: int, use_bias: bool, dtype: Any, rngs: nnx.Rngs
+    ):
+        self.stride = stride
+        self.dtype = dtype
+        # Kaiming's normal distribution for the kernel, PyTorch's default uniform one for the bias.
+        normal = jax.nn.initializers.normal((2.0 / (inputs * width)) ** 0.5)
+        self.kernel = nnx.Param(normal(rngs.params(), (width, inputs, outputs), jnp.float32))
+        bound = (1.0 / (inputs * width)) ** 0.5
+        self.bias = nnx.Param(uniform_initializer(bound)(rngs.params(), (outputs,))) if use_bias else None
+
+    def __call__(self, x: Float[Array, "batch steps inputs"]) -> Float[Array, "batch frames outputs"]:
+        """`floor((steps - width) / stride) + 1` frames, in the compute dtype."""
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(self.stride,),
+            padding="VALID",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)

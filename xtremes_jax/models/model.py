@@ -1,0 +1,233 @@
+"""The whole model: waveforms in, logits out, and the pure helpers that the training half stands on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Int16, Key
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.encoder import Encoder
+from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
+from xtremes_jax.models.heads import classification_logits, ctc_logits
+from xtremes_jax.models.layers import linear
+from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
+
+HostOrDevice = np.ndarray | Array
+"""Arrays that a model takes: NumPy's too."""
+
+Params = dict[str, Any]
+"""A nested dict of arrays, keyed by strings as the modules are named."""
+
+
+class ModelOutput(NamedTuple):
+    """What a model says of a batch."""
+
+    logits: Float[Array, "batch frames vocabulary"] | Float[Array, "batch labels"]
+    """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count."""
+    logit_lengths: Int[Array, " batch"] | None
+    """Valid frames of each row for CTC; None for classification."""
+
+
+class Wav2Vec2(nnx.Module):
+    """The model without a head: front end, projection, SpecAugment, encoder (`Wav2Vec2Model`)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
+        self.config = config
+        self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
+        self.feature_projection = FeatureProjection(config, dtype=dtype, rngs=rngs)
+        self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
+        self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
+
+    def __call__(
+        self,
+        waveform: Float[Array, "batch samples"],
+        audio_lengths: Int[Array, " batch"] | None,
+        randomness: Randomness | None,
+        layer_weights: Float[Array, " layers_and_input"] | None = None,
+    ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"] | None]:
+        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row."""
+        x = self.feature_extractor(waveform, audio_lengths)
+        lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
+        x = self.feature_projection(x, randomness)
+        x = self._spec_augment(x, lengths, randomness)
+        last, mixed = self.encoder(x, lengths, randomness, layer_weights)
+        return (last if mixed is None else mixed), lengths
+
+    def _spec_augment(self, x: Array, lengths: Array | None, randomness: Randomness | None) -> Array:
+        """Masks spans of frames with a learned vector, and spans of features with zeros (Park et al. 2019)."""
+        config = self.config
+        if randomness is None or not config.apply_spec_augment:
+            return x
+        batch, frames, features = x.shape
+        if config.mask_time_prob > 0:
+            masked = spec_augment_mask(
+                fold(randomness, TIME_MASK),
+                jnp.full((batch,), frames, jnp.int32) if lengths is None else lengths,
+                frames,
+                mask_prob=config.mask_time_prob,
+                mask_length=config.mask_time_length,
+                min_masks=config.mask_time_min_masks,
+            )
+            x = jnp.where(masked[:, :, None], self.masked_spec_embed[...].astype(x.dtype), x)
+        if config.mask_feature_prob > 0:
+            masked = spec_augment_mask(
+                fold(randomness, FEATURE_MASK),
+                jnp.full((batch,), features, jnp.int32),
+                features,
+                mask_prob=config.mask_feature_prob,
+                mask_length=config.mask_feature_length,
+                min_masks=config.mask_feature_min_masks,
+            )
+            x = jnp.where(masked[:, None, :], jnp.zeros((), x.dtype), x)
+        return x
+
+
+class SpeechModel(nnx.Module):
+    """wav2vec 2.0 with a head: `model(audio, audio_lengths)` takes raw 16 kHz audio and gives logits.
+
+    Parameters are named as in Transformers and are all `nnx.Param` in float32; there is no other state, so
+    `split_params` and `merge` turn a model into a pure function of its parameters. Build it with `build_model`.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, remat: str = "none", rngs: nnx.Rngs):
+        if config.head is None:
+            raise InputError(
+                "This configuration has no head. Choose one with ModelConfig.from_huggingface(..., head='ctc' or "
+                "'classification'), or load a checkpoint that was fine-tuned."
+            )
+        self.config = config
+        self.wav2vec2 = Wav2Vec2(config, dtype=dtype, remat=remat, rngs=rngs)
+        if config.head == "ctc":
+            # In half precision the products are still summed, and the logits given, in float32.
+            self.lm_head = linear(
+                config,
+                config.hidden_size,
+                config.vocab_size,
+                dtype=dtype,
+                rngs=rngs,
+                preferred_element_type=jnp.float32,
+            )
+            return
+        projected = config.classifier_proj_size
+        self.projector = linear(config, config.hidden_size, projected, dtype=dtype, rngs=rngs)
+        self.classifier = linear(config, projected, config.num_labels, dtype=jnp.float32, rngs=rngs)
+        if config.use_weighted_layer_sum:
+            states = config.num_hidden_layers + 1
+            self.layer_weights = nnx.Param(jnp.full((states,), 1.0 / states, jnp.float32))
+
+    def __call__(
+        self,
+        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"],
+        audio_lengths: Int[HostOrDevice, " batch"] | None = None,
+        *,
+        randomness: Randomness | None = None,
+    ) -> ModelOutput:
+        """Computes logits.
+
+        Args:
+            audio: 16 kHz waveforms, int16 or floating point in [-1, 1]; the model's own normalisation is applied.
+            audio_lengths: valid samples of each row; every clip then gives what it gives alone, and rows of length 0
+                give finite numbers. None: all samples are valid and nothing is masked.
+            randomness: keys of a training step (dropout, SpecAugment, layerdrop); None means evaluation.
+
+        Raises:
+            InputError: the arrays are too short for a single frame.
+        """
+        audio = jnp.asarray(audio)
+        if audio_lengths is not None:
+            audio_lengths = jnp.asarray(audio_lengths)
+        config = self.config
+        waveform = prepare_waveform(audio, audio_lengths, normalize=config.normalize_waveform)
+        weighted = config.head == "classification" and config.use_weighted_layer_sum
+        weights = jax.nn.softmax(self.layer_weights[...]) if weighted else None
+        hidden, lengths = self.wav2vec2(waveform, audio_lengths, randomness, weights)
+        if config.head == "classification":
+            return ModelOutput(classification_logits(self.projector, self.classifier, hidden, lengths), None)
+        logits = ctc_logits(self.lm_head, hidden, dropout_rate=config.final_dropout, randomness=randomness)
+        if lengths is None:
+            lengths = jnp.full((audio.shape[0],), logits.shape[1], jnp.int32)
+        return ModelOutput(logits, lengths)
+
+
+def build_model(
+    config: ModelConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
+) -> SpeechModel:
+    """A model with newly drawn float32 parameters, distributed as Transformers draws them.
+
+    Args:
+        config: architecture and head.
+        seed: an integer or a JAX key; the same seed gives the same parameters. With a key this can be traced, so that
+            `jax.jit` with `out_shardings` may create large parameters where they will live.
+        dtype: what is computed in (float32, bfloat16 or float16); parameters, waveform statistics, norms, softmax and
+            logits are float32 in any case.
+        remat: a name of `encoder.REMAT_POLICIES`: "none", "full" or "dots".
+
+    Raises:
+        InputError: the configuration has no head, or the policy is unknown.
+    """
+    return SpeechModel(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
+
+
+def abstract_model(config: ModelConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> SpeechModel:
+    """The same model with `jax.ShapeDtypeStruct` in place of arrays: nothing is computed or allocated."""
+    return nnx.eval_shape(lambda: build_model(config, seed=jax.random.key(0), dtype=dtype, remat=remat))
+
+
+def split_params(model: SpeechModel) -> tuple[Any, Params]:
+    """A model as a hashable graph definition (static under `jax.jit`) and a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def merge(graphdef: Any, params: Params) -> SpeechModel:
+    """The inverse of `split_params`; cheap enough to be called inside every step."""
+    return nnx.merge(graphdef, params)
+
+
+def flatten_params(params: Params, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as a flat one, with dotted names: `wav2vec2.encoder.layers.attention.q_proj.kernel`."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten_params(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def unflatten_params(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten_params`."""
+    params: Params = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return params
+
+
+def path_name(path: str | Sequence[Any]) -> str:
+    """The dotted name of a parameter, from that name, its keys, or a key path of `jax.tree_util`."""
+    if isinstance(path, str):
+        return path
+    return ".".join(str(getattr(key, "key", key)) for key in path)
+
+
+def is_feature_encoder(path: str | Sequence[Any]) -> bool:
+    """Whether a parameter belongs to the convolutional front end, which `freeze_feature_encoder` freezes."""
+    return path_name(path).startswith("wav2vec2.feature_extractor.")
+
+
+def decays(path: str | Sequence[Any]) -> bool:
+    """Whether weight decay applies to a parameter: as in Transformers' Trainer, to all but biases and norms.
+
+    Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay.
+    """
+    *parents, leaf = path_name(path).split(".")
+    return leaf != "bias" and not any(name.endswith("_norm") for name in parents)

@@ -1,0 +1,149 @@
+"""The positional convolution: a wide grouped convolution over frames, with a gradient and a partitioning of its own.
+
+XLA's weight gradient of a wide grouped convolution is about fifteen times slower than the one matrix product per tap
+that is written here, and on several devices XLA gathers the whole batch on each of them for any convolution with
+1 < groups < channels (openxla/xla issue 47945), which `jax.shard_map` avoids.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
+
+from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.layers import activate
+
+BATCH_AXES = ("data", "fsdp")
+"""Names of the mesh axes that the rows of a batch are spread over."""
+
+_TAPS_TOGETHER = 4  # fastest of 1, 4, 8 and 16 at the base model's shape, on a CPU
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def grouped_convolution(
+    x: Float[Array, "batch frames inputs"], kernel: Float[Array, "width group_inputs outputs"], groups: int
+) -> Float[Array, "batch frames outputs"]:
+    """A convolution in `groups` channel groups that keeps the number of frames.
+
+    The input is padded with `width // 2` zero frames before and `(width - 1) // 2` after, which is PyTorch's padding of
+    `width // 2` on both sides less the last frame of an even width.
+    """
+    width = kernel.shape[0]
+    return _convolve(x, kernel, groups, (width // 2, (width - 1) // 2))
+
+
+def _convolve(x: Array, kernel: Array, groups: int, padding: tuple[int, int]) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
+    )
+
+
+def _forward(x: Array, kernel: Array, groups: int) -> tuple[Array, tuple[Array, Array]]:
+    return grouped_convolution(x, kernel, groups), (x, kernel)
+
+
+def _backward(groups: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    width, group_inputs, outputs = kernel.shape
+    group_outputs = outputs // groups
+    # Input: a convolution with the kernel reversed in time and with the inputs and outputs of each group swapped.
+    swapped = jnp.transpose(kernel.reshape(width, group_inputs, groups, group_outputs), (0, 3, 2, 1))
+    swapped = jnp.flip(swapped, axis=0).reshape(width, group_outputs, groups * group_inputs)
+    x_gradient = _convolve(gradient, swapped, groups, ((width - 1) // 2, width // 2))
+    return x_gradient, _kernel_gradient(x, gradient, width, groups).astype(kernel.dtype)
+
+
+def _kernel_gradient(x: Array, gradient: Array, width: int, groups: int) -> Array:
+    """The gradient of the kernel `[width, group_inputs, outputs]`: for every few taps, one small product per group.
+
+    Rows are laid end to end with `width - 1` zero frames between them, so that the tap of offset k is the product of
+    the gradient with the input shifted by k, over one long axis. Neighbouring taps share a product, on inputs that
+    hold the next frames as further channels: products of 48 by 48 channels are too small to keep a processor busy.
+    """
+    batch, frames, features = x.shape
+    together = math.gcd(width, _TAPS_TOGETHER)
+
+    def lay_out(values: Array, before: int, after: int) -> Array:
+        padded = jnp.pad(values, ((0, 0), (before, after), (0, 0)))
+        padded = padded.reshape(batch * (frames + width - 1), groups, -1)
+        return jnp.transpose(padded, (1, 0, 2))  # [group, step, channel]
+
+    gradient = lay_out(gradient, 0, width - 1)
+    steps = gradient.shape[1]
+    inputs = lay_out(x, width // 2, (width - 1) // 2)
+    inputs = jnp.pad(inputs, ((0, 0), (0, width - 1), (0, 0)))
+    span = steps + width - together
+    inputs = jnp.concatenate([inputs[:, tap : tap + span] for tap in range(together)], axis=2)
+
+    def taps(offset: Array) -> Array:
+        shifted = jax.lax.dynamic_slice_in_dim(inputs, offset, steps, axis=1)
+        return jnp.einsum("gti,gto->gio", shifted, gradient, preferred_element_type=jnp.float32)
+
+    kernel = jax.lax.map(taps, jnp.arange(0, width, together))
+    kernel = kernel.reshape(width // together, groups, together, features // groups, -1)
+    return jnp.transpose(kernel, (0, 2, 3, 1, 4)).reshape(width, features // groups, -1)
+
+
+grouped_convolution.defvjp(_forward, _backward)
+
+
+def partitioned_convolution(
+    x: Float[Array, "batch frames inputs"], kernel: Float[Array, "width group_inputs outputs"], groups: int
+) -> Float[Array, "batch frames outputs"]:
+    """`grouped_convolution`, each device on its own rows when a mesh of several devices is set (`jax.set_mesh`).
+
+    The rows are split over those of the axes "data" and "fsdp" that the mesh has as Auto axes, if their number divides;
+    the kernel is the same everywhere, and its gradient is summed over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if name in BATCH_AXES and kind == AxisType.Auto
+    )
+    devices = 1
+    for name in axes:
+        devices *= mesh.shape[name]
+    if devices == 1 or x.shape[0] % devices:
+        return grouped_convolution(x, kernel, groups)
+
+    def on_each_device(x: Array, kernel: Array) -> Array:
+        # Marking the kernel as different on each device makes the transpose sum its gradient over the devices.
+        return grouped_convolution(x, jax.lax.pcast(kernel, axes, to="varying"), groups)
+
+    rows = PartitionSpec(axes)
+    split = jax.shard_map(on_each_device, in_specs=(rows, PartitionSpec()), out_specs=rows, axis_names=set(axes))
+    return split(x, kernel)
+
+
+class PositionalConvolution(nnx.Module):
+    """Relative positions by a grouped convolution with weight norm (Salimans & Kingma 2016) over all but the taps."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        width, features = config.num_conv_pos_embeddings, config.hidden_size
+        shape = (width, features // config.num_conv_pos_embedding_groups, features)
+        normal = jax.nn.initializers.normal(2.0 * (1.0 / (width * features)) ** 0.5)
+        direction = normal(rngs.params(), shape, jnp.float32)
+        self.weight_g = nnx.Param(_norm(direction))
+        self.weight_v = nnx.Param(direction)
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "batch frames features"]) -> Float[Array, "batch frames features"]:
+        """What is added to each frame; frames past a row's length must be 0."""
+        direction = self.weight_v[...]
+        kernel = self.weight_g[...] * direction / _norm(direction)
+        groups = self.config.num_conv_pos_embedding_groups
+        y = partitioned_convolution(x.astype(self.dtype), kernel.astype(self.dtype), groups)
+        return activate(self.config.feat_extract_activation, y + self.bias[...].astype(self.dtype))
+
+
+def _norm(direction: Float[Array, "width inputs outputs"]) -> Float[Array, "width 1 1"]:
+    """The Euclidean norm of each tap's matrix."""
+    return jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))

@@ -1,0 +1,92 @@
+"""The output directory of a run: who may write to it, and what it holds."""
+
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from xtremes_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
+TENSORBOARD = "runs"
+_LOCK = ".lock"
+
+_LEFT_BY_AN_UNFINISHED_RUN = {CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD, _LOCK, "arguments.json"}
+"""What a run writes before it has trained: such a directory may be used again without asking."""
+
+
+class RunDirectory:
+    """Context that holds an output directory for one run at a time.
+
+    Args:
+        path: made when missing.
+        overwrite: start afresh: checkpoints and logs of an earlier run are removed (`--overwrite_output_dir`).
+        training: whether this run trains; scoring may write its results beside a finished run.
+
+    Raises:
+        InputError: another process is writing to it, it cannot be written to, or it holds something that is neither a
+            resumable run nor to be overwritten.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool, training: bool):
+        self.path = Path(path)
+        self._overwrite, self._training = overwrite, training
+        self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Orbax keeps the run's checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard's event files go unless `--logging_dir` says otherwise."""
+        return self.path / TENSORBOARD
+
+    def __enter__(self) -> "RunDirectory":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / _LOCK, "w", encoding="utf-8")  # noqa: SIM115 (held until __exit__)
+        except OSError as error:
+            raise InputError(f"--output_dir {self.path} cannot be written to: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(
+                f"--output_dir {self.path} is in use: another run is writing to it. Wait for it or choose another."
+            ) from error
+        self._claim()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Removed while still held, so that no other run can have locked the same file in between.
+        (self.path / _LOCK).unlink(missing_ok=True)
+        self._lock.close()
+
+    def _claim(self) -> None:
+        if not self._training:
+            return
+        if self._overwrite:
+            for folder in (self.checkpoints, self.tensorboard):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            for name in (METRICS, SKIPPED):
+                (self.path / name).unlink(missing_ok=True)
+            return
+        resumable = self.checkpoints.is_dir() and any(entry.name.isdigit() for entry in self.checkpoints.iterdir())
+        others = sorted(entry.name for entry in os.scandir(self.path) if entry.name not in _LEFT_BY_AN_UNFINISHED_RUN)
+        if others and not resumable:
+            self.__exit__(None, None, None)
+            raise InputError(
+                f"--output_dir {self.path} is not empty ({', '.join(others[:5])}) and holds no checkpoint to resume "
+                "from. Choose another directory, or add --overwrite_output_dir."
+            )
