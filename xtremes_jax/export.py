@@ -1,6 +1,5 @@
 """A finished run as a Transformers repository, and its way to the hub."""
 
-import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 from xtremes_jax import hub
-from xtremes_jax.arguments import Arguments
+from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.loading import StartingPoint
@@ -60,12 +59,6 @@ def _facts(
         for language in languages
         if f"{role}_{task.metrics[0]}_{language}" in results
     }
-    given = {
-        field.name: getattr(part, field.name)
-        for part in (arguments.model, arguments.data, arguments.training)
-        for field in dataclasses.fields(part)
-        if getattr(part, field.name) != field.default
-    }
     return CardFacts(
         model_name=arguments.training.hub_model_id or directory.resolve().name,
         kind=task.kind,
@@ -78,7 +71,7 @@ def _facts(
         per_language=per_language,
         base_model=start.source if start.directory is not None else None,
         synthetic=corpus.synthetic,
-        arguments=given,
+        arguments=describe(arguments, only_changed=True),
         versions={"Python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
     )

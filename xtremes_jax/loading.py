@@ -13,6 +13,7 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
+from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
     PRESETS,
@@ -29,9 +30,6 @@ from xtremes_jax.models import (
 )
 from xtremes_jax.models.weights import read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
-
-NEW_PREPROCESSOR = {"do_normalize": True, "return_attention_mask": True, "sampling_rate": 16_000}
-"""What a model from random weights expects of its audio: as XLS-R."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,10 @@ def starting_point(model: ModelArguments, *, token: str | None = None) -> Starti
             f"--config_name {config_name} is neither a config.json nor a preset{nearest(config_name, PRESETS)} "
             f"Presets: {', '.join(PRESETS)}."
         )
-    return StartingPoint(config_name, None, config, dict(NEW_PREPROCESSOR))
+    # As published models have it: those with a group norm were trained without attention mask.
+    masked = config.get("feat_extract_norm", "group") == "layer"
+    preprocessor = {"do_normalize": True, "return_attention_mask": masked, "sampling_rate": SAMPLE_RATE}
+    return StartingPoint(config_name, None, config, preprocessor)
 
 
 def configure(start: StartingPoint, head: str, changes: Mapping[str, Any]) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from xtremes_jax import console
-from xtremes_jax.arguments import Arguments, parse_arguments, steps_between
+from xtremes_jax.arguments import Arguments, describe, parse_arguments, steps_between
 from xtremes_jax.assembly import (
     Network,
     Optimization,
@@ -214,7 +214,32 @@ def resume(arguments: Arguments, checkpoints: Checkpoints, optimization: Optimiz
         return optimization.state, 0, Best()
     state, progress = source.restore(step, optimization.abstract_state)
     logger.info("Going on from step %s (%s)", step, source.directory / str(step))
+    _warn_of_another_order(arguments, progress)
     return state, step, Best(**progress["best"])
+
+
+_ORDER = (
+    "dataset_name dataset_config_name train_split_name max_train_samples max_duration_in_seconds "
+    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed"
+).split()
+"""Flags that, with the rows of a global batch, decide which clips a step gets."""
+
+
+def _warn_of_another_order(arguments: Arguments, progress: dict[str, Any]) -> None:
+    """Says so when a run goes on with other batches than it began with: some clips then come twice, others not."""
+    before, now = progress["arguments"], describe(arguments)
+
+    def rows(values: dict[str, Any], devices: int) -> int:
+        return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * devices
+
+    changed = [name for name in _ORDER if before.get(name) != now[name]]
+    if rows(before, progress["devices"]) != rows(now, jax.device_count()):
+        changed.append("the number of clips in a step over all devices")
+    if changed:
+        logger.warning(
+            "The run began with other batches (%s): in this epoch, some clips will come twice and others not at all.",
+            ", ".join(changed),
+        )
 
 
 def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
@@ -261,7 +286,8 @@ def make_hooks(
         return score
 
     def save(state: TrainState, step: int, score: float | None) -> None:
-        checkpoints.save(step, state, {"best": dataclasses.asdict(best)}, score)
+        progress = {"best": dataclasses.asdict(best), "arguments": describe(arguments), "devices": jax.device_count()}
+        checkpoints.save(step, state, progress, score)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
         log.write("train", step, epoch, values)
@@ -274,17 +300,19 @@ def train_results(
     report: FitReport, state: TrainState, loader: TrainLoader, compilations: int, best: Best
 ) -> dict[str, Any]:
     """What `train_results.json` holds: Transformers' names where it has one, and what the loop measured."""
-    runtime = max(report.runtime, 1e-9)
     results: dict[str, Any] = {
         "epoch": int(state.step) / loader.steps_per_epoch,
         "train_loss": report.loss_sum / report.logged_steps if report.logged_steps else None,
         "train_runtime": report.runtime,
-        "train_steps": report.steps,
-        "train_steps_per_second": report.steps / runtime,
-        "train_audio_seconds_per_second": report.audio_seconds / runtime,
-        "train_padding": 1.0 - report.audio_seconds / report.padded_seconds if report.padded_seconds else None,
-        "train_data_wait": report.wait_seconds / runtime,
+        "train_compile_seconds": report.compile_seconds,
         "train_first_step_seconds": report.first_step_seconds,
+        "train_steps": report.steps,
+        # Speeds are those of training proper, without compiling, evaluating and saving.
+        "train_steps_per_second": report.steps / report.steady_seconds,
+        "train_samples_per_second": report.clips / report.steady_seconds,
+        "train_audio_seconds_per_second": report.audio_seconds / report.steady_seconds,
+        "train_padding": 1.0 - report.audio_seconds / report.padded_seconds if report.padded_seconds else None,
+        "train_data_wait": report.wait_seconds / report.steady_seconds,
         "train_compilations": compilations,
         "train_buckets": len(loader.edges),
         "train_skipped_updates": int(state.skipped_updates),

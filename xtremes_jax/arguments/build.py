@@ -127,6 +127,19 @@ def _warn_direction(training: TrainingArguments, selection: Selection, given: Gi
     )
 
 
+def describe(arguments: Arguments, *, only_changed: bool = False) -> dict[str, Any]:
+    """Every flag (or every one that is not at its default) and its value, for checkpoints and model cards.
+
+    The token is left out: it is nobody's business.
+    """
+    return {
+        field.name: getattr(group, field.name)
+        for group in (arguments.model, arguments.data, arguments.training)
+        for field in dataclasses.fields(group)
+        if field.name != "hub_token" and not (only_changed and getattr(group, field.name) == field.default)
+    }
+
+
 def steps_between(value: float, total_steps: int) -> int:
     """Updates that `eval_steps`, `save_steps` or `logging_steps` stands for in a run of `total_steps` updates.
 

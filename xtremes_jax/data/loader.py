@@ -50,6 +50,8 @@ class LoadedBatch:
     """Clips of this process's rows that could not be decoded: filler rows now. Reported again in every epoch."""
     data_wait_s: float
     """Seconds for which the caller was kept waiting for this batch."""
+    clips: int
+    """Planned clips in the global batch: its rows without filler rows."""
     audio_seconds: float
     """Planned audio in the global batch, without padding."""
     padded_seconds: float
@@ -217,7 +219,7 @@ class BatchStream(Iterator[LoadedBatch]):
         audio = int(self._schedule.num_samples[planned.indices].sum()) / SAMPLE_RATE
         padded = planned.rows * planned.bucket_samples / SAMPLE_RATE
         self._step += 1
-        return LoadedBatch(self._step - 1, epoch, batch, skipped, wait, audio, padded)
+        return LoadedBatch(self._step - 1, epoch, batch, skipped, wait, len(planned.indices), audio, padded)
 
     def close(self) -> None:
         """Stops threads and workers and waits for them; the stream ends here. May be called again."""

@@ -85,17 +85,28 @@ class Hooks:
 
 @dataclass
 class FitReport:
-    """What a finished (or interrupted) loop has measured."""
+    """What a finished (or interrupted) loop has measured. Times are wall-clock seconds."""
 
     steps: int = 0
+    clips: int = 0
     audio_seconds: float = 0.0
     padded_seconds: float = 0.0
     wait_seconds: float = 0.0
     loss_sum: float = 0.0
     logged_steps: int = 0
     runtime: float = 0.0
+    compile_seconds: float = 0.0
+    """Spent on steps of a shape that had not come before: tracing and compiling them."""
+    pause_seconds: float = 0.0
+    """Spent on evaluation and on handing checkpoints over."""
     first_step_seconds: float | None = None
+    """From the beginning to the end of the first step, which waits for the first batch and compiles."""
     interrupted: bool = False
+
+    @property
+    def steady_seconds(self) -> float:
+        """Seconds of training proper: neither compiling nor pausing."""
+        return max(self.runtime - self.compile_seconds - self.pause_seconds, 1e-9)
 
 
 def fit(
@@ -118,10 +129,16 @@ def fit(
         epoch_of: steps done -> (epochs done, whether an epoch ended just there).
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
-    step, saved, score = start_step, start_step, None
+    step, saved, score, shapes = start_step, start_step, None, set()
     for loaded in batches:
         hooks.skipped(loaded.skipped)
+        called = time.perf_counter()
         state, metrics = train_step(state, loaded.batch)
+        if loaded.batch.audio.shape not in shapes:
+            # A call returns before its step is done, unless the step has to be compiled.
+            shapes.add(loaded.batch.audio.shape)
+            report.compile_seconds += time.perf_counter() - called
+            meter.started += time.perf_counter() - called
         meter.add(metrics, loaded)
         _count(report, loaded)
         step += 1
@@ -133,14 +150,14 @@ def fit(
         if schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1):
             meter = _log(meter, report, step, epoch, schedule, hooks)
         hooks.advance()
-        score = None
+        score, paused = None, time.perf_counter()
         if schedule.due(schedule.eval_steps, step, epoch_ended) and stop.received is None:
-            paused = time.perf_counter()
             score = hooks.evaluate(state, step, epoch)
-            meter.started += time.perf_counter() - paused
         if schedule.due(schedule.save_steps, step, epoch_ended):
             hooks.save(state, step, score)
             saved = step
+        meter.started += time.perf_counter() - paused
+        report.pause_seconds += time.perf_counter() - paused
         if finished or stop.received is not None:
             break
     if meter.metrics:
@@ -154,6 +171,7 @@ def fit(
 
 def _count(report: FitReport, loaded) -> None:
     report.steps += 1
+    report.clips += loaded.clips
     report.audio_seconds += loaded.audio_seconds
     report.padded_seconds += loaded.padded_seconds
     report.wait_seconds += loaded.data_wait_s
