@@ -45,7 +45,19 @@ class Network:
 
 
 def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig:
-    """The architecture with the task's head, and with regularisation as the flags say."""
+    """The architecture with the task's head, and for training with regularisation as the flags say.
+
+    Raises:
+        InputError: a model that is only scored has fewer outputs than its tokenizer has tokens.
+    """
+    if not arguments.training.do_train:
+        config = configure(start, arguments.selection.task.kind, {})
+        if corpus.tokenizer is not None and len(corpus.tokenizer) > config.vocab_size:
+            raise InputError(
+                f"{start.source} knows {config.vocab_size} tokens, but its tokenizer has {len(corpus.tokenizer)}: "
+                "they do not belong together. Name the right one with --tokenizer_name_or_path."
+            )
+        return config
     changes: dict[str, Any] = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
@@ -70,6 +82,11 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
     freeze = arguments.model.freeze_feature_encoder
     frozen = {name: value for name, value in params.items() if freeze and is_feature_encoder(name)}
     trainable = {name: value for name, value in params.items() if name not in frozen}
+    if frozen and start.directory is None and training.do_train:
+        logger.warning(
+            "The convolutional front end has random weights and stays as it is; add --freeze_feature_encoder False to "
+            "train it."
+        )
     logger.info(
         "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
         f"{parameter_count(params):,}",
@@ -142,22 +159,24 @@ class Optimization:
     optimizer: Any
     learning_rate: Any
     """Updates done -> learning rate."""
-    state: TrainState
-    state_sharding: TrainState
-    """Sharding of each array of the state."""
+    abstract_state: TrainState
+    """Shape, type and sharding of each array of the state: what a checkpoint is restored to."""
+    create: Any
+    """`(trainable, frozen) -> TrainState`, pure: the state before the first step."""
 
     @property
-    def abstract_state(self) -> TrainState:
-        """Shapes, types and shardings of the state, for restoring a checkpoint onto these devices."""
-        return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            self.state,
-            self.state_sharding,
-        )
+    def state_sharding(self) -> TrainState:
+        """Sharding of each array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def first_state(self, network: Network) -> TrainState:
+        """The state before the first step. The network's own parameters become part of it and are gone afterwards."""
+        make = jax.jit(self.create, out_shardings=self.state_sharding, donate_argnums=(0, 1))
+        return make(network.trainable, network.frozen)
 
 
 def make_optimization(arguments: Arguments, network: Network, total_steps: int) -> Optimization:
-    """AdamW with the flags' schedule; its moments are made where their parameters lie."""
+    """AdamW with the flags' schedule; its moments lie where their parameters do."""
     training = arguments.training
     warmup = warmup_step_count(training.warmup_steps, training.warmup_ratio, total_steps)
     learning_rate = make_schedule(training.lr_scheduler_type, training.learning_rate, warmup, total_steps)
@@ -174,7 +193,10 @@ def make_optimization(arguments: Arguments, network: Network, total_steps: int) 
         return create_state(trainable, frozen, optimizer, scale_loss=training.fp16)
 
     shapes = jax.eval_shape(create, network.trainable, network.frozen)
-    state_sharding = sharding.tree_sharding(network.mesh, shapes)
-    # Donated: the parameters become part of the state instead of being copied into it.
-    make = jax.jit(create, out_shardings=state_sharding, donate_argnums=(0, 1))
-    return Optimization(optimizer, learning_rate, make(network.trainable, network.frozen), state_sharding)
+    abstract_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.array_sharding(network.mesh, leaf.shape)
+        ),
+        shapes,
+    )
+    return Optimization(optimizer, learning_rate, abstract_state, create)

@@ -114,4 +114,5 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
             rows = rows[:1]
         print(f"\n{title} split, {results[f'{role}_samples']} clips")
         print(results_table(["language", *task.metrics], rows))
-    print(f"\nResults, predictions and the model lie in {directory}", flush=True)
+    what = "The model, results and predictions" if arguments.training.do_train else "Results and predictions"
+    print(f"\n{what} lie in {directory}", flush=True)

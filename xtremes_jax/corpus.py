@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, write_skipped
 from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
-from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean
+from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
 from xtremes_jax.loading import StartingPoint
 from xtremes_jax.models import ModelConfig
@@ -91,6 +92,11 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
             model's; or too many clips cannot be used.
     """
     data, kind = arguments.data, arguments.selection.task.kind
+    if arguments.training.disable_tqdm:
+        datasets.disable_progress_bars()
+    unlisted = unlisted_ignored(data.chars_to_ignore) if kind == "ctc" else ""
+    if unlisted:
+        logger.info("--chars_to_ignore, as in the reference a part of a regular expression, also deletes %s", unlisted)
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
     tokenizer = _tokenizer(arguments, start, raw) if kind == "ctc" else None
     # Frames depend on the convolutions alone, so any head will do.

@@ -7,11 +7,11 @@ from typing import Any
 
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
-from xtremes_jax.assembly import assemble
+from xtremes_jax.assembly import assemble, model_config
 from xtremes_jax.corpus import SkippedClips, load_corpus
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import write_json
-from xtremes_jax.loading import configure, starting_point
+from xtremes_jax.loading import starting_point
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.scoring import Scorer, write_scores
 from xtremes_jax.training.devices import configure_jax
@@ -39,14 +39,12 @@ def run(arguments: Arguments) -> dict[str, Any]:
     """Scores the prediction split and returns what `results.json` holds."""
     training = arguments.training
     configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
-    with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest() as stop:
+    with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest():
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
         start = starting_point(arguments.model, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
-        stop.check()
-        network = assemble(arguments, start, configure(start, arguments.selection.task.kind, {}))
+        network = assemble(arguments, start, model_config(arguments, start, corpus))
         scored = Scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
-        stop.check()
         results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
         write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
         console.show_results(results, arguments, corpus, directory.path)

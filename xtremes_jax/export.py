@@ -22,15 +22,8 @@ logger = logging.getLogger(__name__)
 _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
 
 
-def export_run(
-    directory: Path,
-    network: Network,
-    arguments: Arguments,
-    corpus: Corpus,
-    results: dict[str, Any],
-    start: StartingPoint,
-) -> None:
-    """Writes config.json, model.safetensors, the processor's files and a model card into `directory`."""
+def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
+    """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`."""
     params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
     names = corpus.label_names
     hub.export(
@@ -40,9 +33,17 @@ def export_run(
         tokenizer=corpus.tokenizer,
         preprocessor=start.preprocessor,
         id2label=None if names is None else dict(enumerate(names)),
-        model_card=model_card(_facts(directory, arguments, corpus, results, start)),
+        model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
     )
     logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
+
+
+def write_card(
+    directory: Path, arguments: Arguments, corpus: Corpus, results: dict[str, Any], start: StartingPoint
+) -> None:
+    """Writes README.md, the model card, with the run's scores."""
+    text = model_card(_facts(directory, arguments, corpus, results, start))
+    (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def _facts(
@@ -84,7 +85,8 @@ def push_run(directory: Path, arguments: Arguments) -> None:
         directory,
         repo_id=training.hub_model_id or directory.resolve().name,
         token=training.hub_token,
-        private=training.hub_private_repo,
+        # Unset means the owner's own setting, which may well be private.
+        private=training.hub_private_repo or None,
         commit_message=f"Fine-tuned on {arguments.data.dataset_config_name} with xtremes_jax",
     )
     logger.info("Uploaded to %s", url)

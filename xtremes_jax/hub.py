@@ -42,8 +42,9 @@ _CONFIG_FILES = (
 )
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-# A run's state is of use to that run alone; a dot marks a file that is still being written.
-_NOT_PUSHED = ["checkpoints/*", ".*", "*/.*", "*.tmp"]
+# Nothing else of an output directory leaves the machine: predictions, skipped clips and logs hold transcripts and paths.
+_RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
+_PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES)
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
 _HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
@@ -78,26 +79,12 @@ def resolve_model(
         if weights and not (local / "config.json").is_file():
             raise InputError(f"{local} is not a model directory: it has no config.json.")
         return local
-    name = str(path_or_id)
-    if local.exists():
-        raise InputError(f"{name} is a file. Give the directory that holds config.json and the weights.")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
-        raise InputError(
-            f"{name} does not exist. Give a directory that holds config.json, or the id of a model on the hub."
-        )
+    name = _checked_id(str(path_or_id), local)
 
     def download(patterns: tuple[str, ...]) -> Path:
+        options = {"revision": revision, "cache_dir": cache_dir, "token": token, "endpoint": endpoint}
         with _explained(name, token):
-            return Path(
-                huggingface_hub.snapshot_download(
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    token=token,
-                    allow_patterns=list(patterns),
-                    endpoint=endpoint,
-                )
-            )
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), **options))
 
     if not weights:
         return download(_CONFIG_FILES)
@@ -109,6 +96,17 @@ def resolve_model(
     if not any((directory / file).is_file() for file in WEIGHT_FILES):
         raise InputError(f"The repository {name} has no weights: looked for {', '.join(WEIGHT_FILES)}.")
     return directory
+
+
+def _checked_id(name: str, local: Path) -> str:
+    """A name that is no directory here, if it can be one on the hub; InputError where it can only be a path."""
+    if local.exists():
+        raise InputError(f"{name} is a file. Give the directory that holds config.json and the weights.")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(
+            f"{name} does not exist. Give a directory that holds config.json, or the id of a model on the hub."
+        )
+    return name
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -273,7 +271,8 @@ def push(
     commit_message: str,
     endpoint: str | None = None,
 ) -> str:
-    """Upload an exported directory to the hub, checkpoints and hidden files left out; the repository is made if absent.
+    """Upload what `export` wrote and the run's scores (`*_results.json`), and nothing else of the directory: predictions,
+    logs and checkpoints stay here. The repository is made if absent.
 
     Args:
         directory: as `export` wrote it.
@@ -300,7 +299,8 @@ def push(
             repo_id=full_name,
             folder_path=directory,
             commit_message=commit_message,
-            ignore_patterns=list(_NOT_PUSHED),
+            allow_patterns=list(_PUSHED),
+            ignore_patterns=["*/*"],  # a star in a pattern also stands for slashes
         )
     return commit.commit_url
 

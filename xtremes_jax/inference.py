@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from xtremes_jax.data import audio
+from xtremes_jax.data.collate import as_type
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.decode import collapse, to_text
 from xtremes_jax.loading import Model, load_model
@@ -15,13 +16,17 @@ _QUANTUM = 16_000
 
 
 def transcribe(
-    model_or_path: Model | str | Path, audio_files: Iterable[str | Path | bytes], *, batch_size: int = 8
+    model_or_path: Model | str | Path,
+    audio_files: str | Path | bytes | Iterable[str | Path | bytes],
+    *,
+    batch_size: int = 8,
 ) -> list[str]:
     """Transcribes audio files by greedy CTC decoding.
 
     Args:
         model_or_path: from `load_model`, or what it takes.
-        audio_files: paths or contents of audio files (WAV, FLAC, OGG, Opus, MP3, SPHERE), of any rate and channels.
+        audio_files: paths or contents of audio files (WAV, FLAC, OGG, Opus, MP3, SPHERE), of any rate and channels; one
+            alone is taken as a list of one.
         batch_size: clips computed at a time; clips of about one length go together.
 
     Returns:
@@ -35,7 +40,10 @@ def transcribe(
         raise InputError("transcribe needs a model with a CTC head; this one is for classification.")
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
+    if isinstance(audio_files, (str, Path, bytes)):
+        audio_files = [audio_files]
     waveforms = [_read(file) for file in audio_files]
+    batch_size = min(batch_size, max(1, len(waveforms)))
     texts = [""] * len(waveforms)
     order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
     for first in range(0, len(order), batch_size):
@@ -49,20 +57,19 @@ def transcribe(
 
 def _read(file: str | Path | bytes) -> np.ndarray:
     try:
-        waveform = audio.decode(file if isinstance(file, bytes) else Path(file))
+        return audio.decode(file if isinstance(file, bytes) else Path(file))
     except InputError as error:
         name = f"{len(file)} bytes of audio" if isinstance(file, bytes) else file
         raise InputError(f"{name}: {error}") from error
-    return (
-        waveform if waveform.dtype == np.int16 else np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
-    )
 
 
 def _transcribe_batch(model: Model, waveforms: list[np.ndarray], rows: int) -> list[str]:
     longest = max(len(waveform) for waveform in waveforms)
-    padded = np.zeros((rows, -(-max(longest, 1) // _QUANTUM) * _QUANTUM), np.int16)
+    # Float files stay float, as in training and scoring: rounding them would cost quiet ones most of their bits.
+    dtype = np.dtype(np.float32 if any(waveform.dtype == np.float32 for waveform in waveforms) else np.int16)
+    padded = np.zeros((rows, -(-max(longest, 1) // _QUANTUM) * _QUANTUM), dtype)
     for row, waveform in enumerate(waveforms):
-        padded[row, : len(waveform)] = waveform
+        padded[row, : len(waveform)] = as_type(waveform, dtype)
     lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - len(waveforms)), np.int32)
     output = model(padded, lengths)
     ids = np.asarray(output.logits).argmax(axis=-1)

@@ -7,13 +7,14 @@ name a person's account or machine, are left out.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
 _PRIVATE_ARGUMENTS = frozenset(
-    "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir".split()
+    "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
+    "resume_from_checkpoint".split()
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -147,9 +148,13 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _public(value: object) -> str:
-    """A value as text; of a local path only the last part."""
+    """A value as text (the items of a list, with spaces between them); of a local path only the last part."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(_public(item) for item in value)
     text = str(value)
-    return Path(text).name if text.startswith(("/", "~", "./", "../")) else text
+    is_path = ("/" in text or "\\" in text) and not _is_hub_id(text)
+    # A separator alone has no last part: it is one of the characters to ignore.
+    return (PureWindowsPath(text).name or text) if is_path else text
 
 
 def _language_codes(languages: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
 _LOCK = ".lock"
 
-_LEFT_BY_AN_UNFINISHED_RUN = {CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD, _LOCK, "arguments.json"}
+_LEFT_BY_AN_UNFINISHED_RUN = {CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
 """What a run writes before it has trained: such a directory may be used again without asking."""
 
 
@@ -26,7 +26,7 @@ class RunDirectory:
 
     Args:
         path: made when missing.
-        overwrite: start afresh: checkpoints and logs of an earlier run are removed (`--overwrite_output_dir`).
+        overwrite: whatever is there may be replaced (`--overwrite_output_dir`); nothing is removed before `clear`.
         training: whether this run trains; scoring may write its results beside a finished run.
 
     Raises:
@@ -57,12 +57,16 @@ class RunDirectory:
             raise InputError(f"--output_dir {self.path} cannot be written to: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock.close()
             raise InputError(
                 f"--output_dir {self.path} is in use: another run is writing to it. Wait for it or choose another."
             ) from error
-        self._claim()
+        except OSError as error:
+            logger.warning(
+                "%s: this file system knows no locks (%s): start no second run here.", self.path, error.strerror
+            )
+        self._check_unused()
         return self
 
     def __exit__(
@@ -72,18 +76,24 @@ class RunDirectory:
         (self.path / _LOCK).unlink(missing_ok=True)
         self._lock.close()
 
-    def _claim(self) -> None:
-        if not self._training:
-            return
-        if self._overwrite:
-            for folder in (self.checkpoints, self.tensorboard):
-                if folder.exists():
-                    shutil.rmtree(folder)
-            for name in (METRICS, SKIPPED):
-                (self.path / name).unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Removes what an earlier run has left, for a run that starts afresh; files of other kinds stay."""
+        for folder in (self.checkpoints, self.tensorboard):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for pattern in (METRICS, "*_results.json", "*predictions.jsonl", "model*.safetensors*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+
+    def _check_unused(self) -> None:
+        if not self._training or self._overwrite:
             return
         resumable = self.checkpoints.is_dir() and any(entry.name.isdigit() for entry in self.checkpoints.iterdir())
-        others = sorted(entry.name for entry in os.scandir(self.path) if entry.name not in _LEFT_BY_AN_UNFINISHED_RUN)
+        others = sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.name not in _LEFT_BY_AN_UNFINISHED_RUN and not entry.name.startswith(".")
+        )
         if others and not resumable:
             self.__exit__(None, None, None)
             raise InputError(

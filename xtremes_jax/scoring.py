@@ -79,16 +79,6 @@ class Scorer:
             self._padded_seconds += loaded.padded_seconds
             yield loaded
 
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far: at most one a bucket."""
-        return self._step._cache_size()
-
-    @property
-    def buckets(self) -> int:
-        """Number of bucket lengths of the split."""
-        return len(self._loader.edges)
-
 
 def write_scores(directory: Path, role: str, scored: ScoredSplit, predictions_name: str) -> dict[str, Any]:
     """Writes `<role>_results.json` and the predictions; returns the results with the role before each name."""

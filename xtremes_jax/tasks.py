@@ -114,6 +114,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {folded[close[0]]}?" if close else "."
 
 
+def nearest_language(language: str, known: Iterable[str]) -> str:
+    """Like `nearest`, but a code in another scheme (`fr` for `fr_fr` or `fr-FR`) counts as near."""
+
+    def code(name: str) -> str:
+        return name.lower().replace("-", "_").partition("_")[0]
+
+    known = list(known)
+    same = [name for name in known if code(name) == code(language)]
+    return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
+
+
 def select_task(
     *,
     task: str | None = None,
@@ -214,17 +225,10 @@ def _expand_languages(spec: TaskSpec, language: str, group: str | None, dataset_
         return spec.languages
     if language not in spec.languages and dataset_name == XTREME_S:
         raise InputError(
-            f"--language {language} is not a language of {spec.name}{_nearest_language(language, spec)} "
+            f"--language {language} is not a language of {spec.name}{nearest_language(language, spec.languages)} "
             f"Languages: all, {', '.join(spec.languages)}."
         )
     return (language,)
-
-
-def _nearest_language(language: str, spec: TaskSpec) -> str:
-    """Like `nearest`, but a code in another scheme (`fr` for `fr_fr` or `fr-FR`) counts as near."""
-    code = language.lower().replace("-", "_").partition("_")[0]
-    same = [known for known in spec.languages if known.lower().replace("-", "_").partition("_")[0] == code]
-    return f": did you mean {' or '.join(same)}?" if same else nearest(language, spec.languages)
 
 
 def _target_column(spec: TaskSpec, column: str | None) -> str:

@@ -1,7 +1,9 @@
 """`python -m xtremes_jax.train`: one run, read from top to bottom: arguments, data, model, loop, scores, export."""
 
 import dataclasses
+import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +22,11 @@ from xtremes_jax.assembly import (
     model_config,
     run_length,
 )
-from xtremes_jax.corpus import SkippedClips, load_corpus
+from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import RunLog, write_json
-from xtremes_jax.export import export_run, push_run
+from xtremes_jax.export import export_run, push_run, write_card
 from xtremes_jax.loading import starting_point
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.scoring import Scorer, write_scores
@@ -51,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as interruption:
-        print(f"Stopped by {interruption}; the same command goes on from here.", file=sys.stderr)
+        same = "the same command" + " without --overwrite_output_dir" * arguments.training.overwrite_output_dir
+        print(f"Stopped by {interruption}; {same} goes on from here.", file=sys.stderr)
         return interruption.status
     return 0
 
@@ -68,7 +71,6 @@ def run(arguments: Arguments) -> dict[str, Any]:
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
         start = starting_point(arguments.model, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
-        stop.check()
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
             return {}
@@ -81,25 +83,26 @@ def run(arguments: Arguments) -> dict[str, Any]:
             for role in ("eval", "predict")
             if role in corpus.splits
         }
-        stop.check()
 
-        # Loop: train, score on the way, end with the last or the best parameters.
-        results: dict[str, Any] = {}
+        # Loop: train, score on the way, end with the last or the best parameters, and keep those first of all.
+        results = read_results(directory.path)
         if training.do_train:
-            loader = make_train_loader(arguments, corpus, network.mesh)
-            state, results = train(arguments, network, loader, scorers.get("eval"), directory, skipped, stop)
+            if training.overwrite_output_dir:
+                directory.clear()
+                results = {}
+            state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
-            results["train_samples"] = len(corpus.splits["train"])
-            write_json(directory.path / "train_results.json", results)
+            results |= trained
+            write_json(directory.path / "train_results.json", trained)
+            export_run(directory.path, network, arguments, corpus, start)
 
-        # Report: final scores, and a Transformers repository.
+        # Scores of the finished model, its card, and its way to the hub.
         for role, scorer in scorers.items():
             scored = scorer(network.trainable, network.frozen)
             results |= write_scores(directory.path, role, scored, PREDICTIONS[role])
-            stop.check()
         write_json(directory.path / "all_results.json", results)
         if training.do_train:
-            export_run(directory.path, network, arguments, corpus, results, start)
+            write_card(directory.path, arguments, corpus, results, start)
         console.show_results(results, arguments, corpus, directory.path)
         if training.push_to_hub:
             push_run(directory.path, arguments)
@@ -114,8 +117,8 @@ class Best:
     step: int | None = None
 
     def offer(self, step: int, score: float | None, greater_is_better: bool | None) -> None:
-        """Takes a later score over if it is better; a tie stays with the earlier step."""
-        if score is None:
+        """Takes a later score over if it is better; a tie stays with the earlier step, and NaN is never best."""
+        if score is None or not math.isfinite(score):
             return
         if self.score is None or (score > self.score if greater_is_better else score < self.score):
             self.score, self.step = score, step
@@ -124,7 +127,7 @@ class Best:
 def train(
     arguments: Arguments,
     network: Network,
-    loader: TrainLoader,
+    corpus: Corpus,
     scorer: Scorer | None,
     directory: RunDirectory,
     skipped: SkippedClips,
@@ -132,36 +135,36 @@ def train(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the loop, from the newest checkpoint if there is one: (final or best state, train results).
 
-    The network's own parameters are gone afterwards: they have become part of the state.
+    The network's own parameters are gone afterwards: they have become part of the state, or a checkpoint's have taken
+    their place.
 
     Raises:
         Interrupted: a signal came; the state is saved.
     """
     training = arguments.training
+    loader = make_train_loader(arguments, corpus, network.mesh)
     total_steps = run_length(arguments, loader.steps_per_epoch)
     optimization = make_optimization(arguments, network, total_steps)
-    checkpoints = Checkpoints(
-        directory.checkpoints, keep=training.save_total_limit, greater_is_better=bool(training.greater_is_better)
-    )
-    state, start_step, best = resume(arguments, checkpoints, optimization)
+    best = Best()
+    checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
+    state, start_step = resume(arguments, corpus, checkpoints, optimization, network, best)
     log = RunLog(
         directory.path,
         tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
         resume_step=start_step,
     )
-    step = compile_step(arguments, network, optimization)
+    step = make_step(arguments, network, optimization)
     bar = console.Bar(total=total_steps, start=start_step, hidden=training.disable_tqdm)
-    hooks = make_hooks(arguments, log, bar, scorer, checkpoints, skipped, best)
     batches = loader.iterate(start_step)
     try:
-        with jax.set_mesh(network.mesh):
+        with jax.set_mesh(network.mesh), stop.deferred():
             state, report = fit(
                 state,
                 start_step=start_step,
                 train_step=step,
                 batches=batches,
                 schedule=make_timetable(arguments, total_steps),
-                hooks=hooks,
+                hooks=make_hooks(arguments, corpus, log, bar, scorer, checkpoints, skipped, best),
                 stop=stop,
                 epoch_of=lambda done: (done / loader.steps_per_epoch, done % loader.steps_per_epoch == 0),
             )
@@ -174,18 +177,44 @@ def train(
         checkpoints.close()
         stop.check()
     results = train_results(report, state, loader, step._cache_size(), best)
-    if training.load_best_model_at_end and best.step not in (None, total_steps):
-        logger.info("Going back to the best checkpoint: step %s, %s %.4f", best.step, *_best_of(training, best))
-        state, _ = checkpoints.restore(best.step, optimization.abstract_state)
+    results["train_samples"] = len(corpus.splits["train"])
+    if not report.steps:
+        logger.info("The run is finished: all its %d steps are done.", total_steps)
+        results |= read_results(directory.path, "train_results.json")
+    if training.load_best_model_at_end:
+        state = go_back_to_best(training.metric_for_best_model, best, state, checkpoints, optimization)
     checkpoints.close()
     return state, results
 
 
-def _best_of(training, best: Best) -> tuple[str, float]:
-    return training.metric_for_best_model, best.score
+def go_back_to_best(
+    metric: str, best: Best, state: TrainState, checkpoints: Checkpoints, optimization: Optimization
+) -> TrainState:
+    """The best checkpoint's state in place of the last one, if there is a better one."""
+    if best.step is None:
+        logger.warning("--load_best_model_at_end: no checkpoint was scored, so the run ends with its last parameters.")
+        return state
+    if best.step == int(state.step):
+        return state
+    if best.step not in checkpoints.steps():
+        logger.warning(
+            "--load_best_model_at_end: the best checkpoint (step %d, %s %.4f) is no longer in %s, so the run ends with "
+            "its last parameters.", best.step, metric, best.score, checkpoints.directory,
+        )  # fmt: skip
+        return state
+    logger.info("Going back to the best checkpoint: step %d, %s %.4f", best.step, metric, best.score)
+    # Freed first, so that two states are never held at once.
+    jax.tree.map(lambda array: array.delete(), state)
+    return checkpoints.restore(best.step, optimization.abstract_state)[0]
 
 
-def compile_step(arguments: Arguments, network: Network, optimization: Optimization):
+def read_results(directory: Path, name: str = "all_results.json") -> dict[str, Any]:
+    """What an earlier run in this directory has written, or nothing."""
+    path = directory / name
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def make_step(arguments: Arguments, network: Network, optimization: Optimization):
     """The training step of these arguments; XLA compiles it when the first batch of each shape comes."""
     training = arguments.training
     return make_train_step(
@@ -202,24 +231,52 @@ def compile_step(arguments: Arguments, network: Network, optimization: Optimizat
     )
 
 
-def resume(arguments: Arguments, checkpoints: Checkpoints, optimization: Optimization) -> tuple[TrainState, int, Best]:
-    """The state to start from, its global step and the best score so far: of a checkpoint, or of the beginning."""
-    wanted = arguments.training.resume_from_checkpoint
+def resume(
+    arguments: Arguments,
+    corpus: Corpus,
+    checkpoints: Checkpoints,
+    optimization: Optimization,
+    network: Network,
+    best: Best,
+) -> tuple[TrainState, int]:
+    """The state to start from and its global step: a checkpoint's, or the beginning's. `best` is filled in.
+
+    Raises:
+        InputError: there is no such checkpoint, or it was trained on another vocabulary or other classes.
+    """
+    training = arguments.training
+    wanted = training.resume_from_checkpoint
     source, step = checkpoints, checkpoints.latest()
     if wanted not in (None, "True", "true"):
         source, step = Checkpoints.at(wanted)
     elif wanted is not None and step is None:
         raise InputError(f"--resume_from_checkpoint: there is no checkpoint in {checkpoints.directory}.")
     if step is None:
-        return optimization.state, 0, Best()
+        return optimization.first_state(network), 0
+    # A checkpoint takes their place: freed first, so that two copies are never held at once.
+    jax.tree.map(lambda array: array.delete(), (network.trainable, network.frozen))
     state, progress = source.restore(step, optimization.abstract_state)
     logger.info("Going on from step %s (%s)", step, source.directory / str(step))
+    if progress["labels"] != _labels(corpus):
+        raise InputError(
+            f"The checkpoint {source.directory / str(step)} was trained on another vocabulary or other classes than "
+            "the splits of this run give. Use the same data and splits, or another --output_dir."
+        )
     _warn_of_another_order(arguments, progress)
-    return state, step, Best(**progress["best"])
+    checkpoints.delete_after(step)
+    same_metric = progress["arguments"]["metric_for_best_model"] == training.metric_for_best_model
+    if same_metric and progress["best"]["step"] in checkpoints.steps():
+        best.step, best.score = progress["best"]["step"], progress["best"]["score"]
+    return state, step
+
+
+def _labels(corpus: Corpus) -> Any:
+    """What the head's outputs stand for: the vocabulary, or the classes in order."""
+    return corpus.label_names if corpus.tokenizer is None else corpus.tokenizer.get_vocab()
 
 
 _ORDER = (
-    "dataset_name dataset_config_name train_split_name max_train_samples max_duration_in_seconds "
+    "dataset_name dataset_config_name language_group train_split_name max_train_samples max_duration_in_seconds "
     "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed"
 ).split()
 """Flags that, with the rows of a global batch, decide which clips a step gets."""
@@ -249,11 +306,16 @@ def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
     def every(strategy: str, steps: float) -> int | str | None:
         return None if strategy == "no" else "epoch" if strategy == "epoch" else steps_between(steps, total_steps)
 
+    eval_steps = every(training.eval_strategy, training.eval_steps)
+    save_steps = every(training.save_strategy, training.save_steps)
+    if training.load_best_model_at_end and isinstance(save_steps, int) and isinstance(eval_steps, int):
+        # Shares of the run are rounded, each for itself; what is saved has to be scored.
+        save_steps = max(eval_steps, save_steps // eval_steps * eval_steps)
     return Schedule(
         total_steps=total_steps,
         logging_steps=every(training.logging_strategy, training.logging_steps),
-        eval_steps=every(training.eval_strategy, training.eval_steps),
-        save_steps=every(training.save_strategy, training.save_steps),
+        eval_steps=eval_steps,
+        save_steps=save_steps,
         log_first=training.logging_first_step,
     )
 
@@ -267,6 +329,7 @@ def tensorboard_folder(arguments: Arguments, directory: RunDirectory) -> Path:
 
 def make_hooks(
     arguments: Arguments,
+    corpus: Corpus,
     log: RunLog,
     bar: console.Bar,
     scorer: Scorer | None,
@@ -281,13 +344,18 @@ def make_hooks(
         scored = scorer(state.trainable, state.frozen)
         log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
         console.show_evaluation(step, epoch, scored, task)
-        score = scored.metrics.get(training.metric_for_best_model)
-        best.offer(step, score, training.greater_is_better)
-        return score
+        return scored.metrics.get(training.metric_for_best_model)
 
     def save(state: TrainState, step: int, score: float | None) -> None:
-        progress = {"best": dataclasses.asdict(best), "arguments": describe(arguments), "devices": jax.device_count()}
-        checkpoints.save(step, state, progress, score)
+        # Only what is saved can be gone back to, so only that can be best.
+        best.offer(step, score, training.greater_is_better)
+        progress = {
+            "best": dataclasses.asdict(best),
+            "arguments": describe(arguments),
+            "labels": _labels(corpus),
+            "devices": jax.device_count(),
+        }
+        checkpoints.save(step, state, progress)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
         log.write("train", step, epoch, values)

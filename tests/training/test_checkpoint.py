@@ -23,12 +23,12 @@ def abstract(state):
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, rng):
     state = make_state(rng)._replace(step=jnp.asarray(7, jnp.int32))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=None, greater_is_better=False)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() is None
     checkpoints.save(7, state, {"best_score": 0.5, "note": "é"})
     checkpoints.close()
 
-    again = Checkpoints(tmp_path / "checkpoints", keep=None, greater_is_better=False)
+    again = Checkpoints(tmp_path / "checkpoints")
     restored, progress = again.restore(again.latest(), abstract(state))
     assert progress == {"best_score": 0.5, "note": "é"}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -36,21 +36,47 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, rng):
     again.close()
 
 
-@pytest.mark.parametrize("greater_is_better, best", [(True, 20), (False, 30)])
-def test_limit_keeps_the_best_and_the_newest(tmp_path, rng, greater_is_better, best):
+@pytest.mark.parametrize(
+    "limit, best, kept", [(1, None, [50]), (1, 20, [20, 50]), (2, 50, [40, 50]), (3, 10, [10, 40, 50])]
+)
+def test_limit_keeps_the_best_the_newest_and_as_many_as_it_says(tmp_path, rng, limit, best, kept):
     state = make_state(rng)
-    checkpoints = Checkpoints(tmp_path, keep=2, greater_is_better=greater_is_better)
-    for step, score in [(10, 0.5), (20, 0.9), (30, 0.1), (40, 0.4), (50, None)]:
-        checkpoints.save(step, state, {}, score)
+    checkpoints = Checkpoints(tmp_path, keep=limit, best=lambda: best)
+    for step in (10, 20, 30, 40, 50):
+        checkpoints.save(step, state, {})
     checkpoints.close()
-    kept = Checkpoints(tmp_path, keep=2, greater_is_better=greater_is_better)
-    assert kept.steps() == [best, 50]
-    kept.close()
+    again = Checkpoints(tmp_path)
+    assert again.steps() == kept
+    again.close()
+
+
+def test_going_back_removes_what_came_after(tmp_path, rng):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(rng), {})
+    checkpoints.wait()
+    checkpoints.delete_after(1)
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+
+
+def test_a_checkpoint_is_found_by_its_run_or_by_its_own_path(tmp_path, rng):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, make_state(rng), {})
+    checkpoints.close()
+    for path, expected in (("run", 2), ("run/checkpoints", 2), ("run/checkpoints/1", 1)):
+        found, step = Checkpoints.at(tmp_path / path)
+        assert step == expected and found.steps() == [1, 2]
+        found.close()
+    for path in ("nowhere", "run/checkpoints/7"):
+        with pytest.raises(InputError, match="resume_from_checkpoint"):
+            Checkpoints.at(tmp_path / path)
 
 
 def test_other_shapes_and_missing_steps_are_named(tmp_path, rng):
     state = make_state(rng)
-    checkpoints = Checkpoints(tmp_path, keep=None, greater_is_better=False)
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, {})
     with pytest.raises(InputError, match=r"no checkpoint of step 2.*\[1\]"):
         checkpoints.restore(2, abstract(state))

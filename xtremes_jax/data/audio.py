@@ -6,6 +6,7 @@ soxr resamples. Nothing else is needed: no FFmpeg, no torch.
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import soundfile
 import soxr
 
 from xtremes_jax.batch import SAMPLE_RATE
-from xtremes_jax.data.mp3 import may_be_mp3, with_length_header
+from xtremes_jax.data.mp3 import lacks_length, may_be_mp3, with_length_header
 from xtremes_jax.errors import InputError
 
 Source = bytes | str | Path
@@ -35,6 +36,7 @@ _FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
 _LOUDEST = 2.0**31  # float audio scaled like 32-bit integers is odd but usable; beyond it squares overflow float32
 _BLOCK_SECONDS = 60  # so that memory grows with the samples that are there, not with those that a header promises
 _SLACK_BYTES = 64  # writers disagree about padding; a few samples less than promised is no damage
+_MAX_CHUNKS = 10_000  # of a WAV file before its samples: a few are usual, and a file of zeros would be millions
 _STREAMING_SIZE = 0x7FFF0000  # what programs that cannot go back to write the true size put there, and more
 
 
@@ -140,6 +142,8 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
     """The file, past all checks that need no decoding; whatever libsndfile says becomes an InputError."""
     where = "" if isinstance(source, bytes) else f"{source}: "
     try:
+        if not isinstance(source, bytes):
+            _require_file(source)
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             if size == 0:
@@ -159,10 +163,25 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
         raise InputError(f"{where}{error}") from error
 
 
+def _require_file(path: str | Path) -> None:
+    """Refuses what is not a file before it is opened: that would wait for ever at a pipe that nobody writes to."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a null character
+        raise InputError(f"it cannot be read: {error}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # open() itself says best what is wrong with a directory
+        raise InputError("it is a pipe or a device, not a file")
+
+
 def _for_libsndfile(source: Source, head: bytes) -> BinaryIO | str:
-    if not may_be_mp3(head):
-        return io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    return io.BytesIO(with_length_header(source if isinstance(source, bytes) else Path(source).read_bytes()))
+    if isinstance(source, bytes):
+        return io.BytesIO(with_length_header(source) if may_be_mp3(head) else source)
+    if may_be_mp3(head):
+        with open(source, "rb") as stream:
+            lacking = lacks_length(stream)
+        if lacking:
+            return io.BytesIO(with_length_header(Path(source).read_bytes()))
+    return str(source)
 
 
 def _check_header(file: soundfile.SoundFile, size: int) -> None:
@@ -210,7 +229,9 @@ def _check_container(head: bytes, stream: BinaryIO, size: int) -> None:
 
 def _check_wav(stream: BinaryIO, size: int) -> None:
     position = 12
-    while position + 8 <= size:
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > size:
+            return
         stream.seek(position)
         header = stream.read(8)
         length = int.from_bytes(header[4:], "little")
@@ -220,6 +241,7 @@ def _check_wav(stream: BinaryIO, size: int) -> None:
                 _require_bytes(length, size - position)
             return
         position += length + length % 2
+    raise InputError(f"it is damaged: its samples do not start within {_MAX_CHUNKS:,} chunks")
 
 
 def _check_sphere(head: bytes, size: int) -> None:

@@ -9,8 +9,9 @@ and `transcription/*.txt`. A transcript alternates time stamps in seconds with t
     habari <laugh> yako
     [5.120]
 
-Text, tags and clip names are treated as the loading script of `google/xtreme_s` does. It shuffles the segments before
-it takes 90% for training; here whole recordings stay together, so that nobody's voice is in both splits.
+Tags and clip names are treated as the loading script of `google/xtreme_s` does, with two differences. Runs of spaces,
+such as a deleted tag leaves, become one space, and those at the ends go. And the script shuffles the segments before it
+takes 90% for training; here whole recordings stay together, so that nobody's voice is in both splits.
 """
 
 import logging

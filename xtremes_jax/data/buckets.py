@@ -187,13 +187,6 @@ def plan_epoch(
     return batches
 
 
-def padding_fraction(plan: Sequence[PlannedBatch], num_samples: np.ndarray) -> float:
-    """Share of all samples of a plan's batches that is not audio, filler rows included: 0 is none, 1 is all."""
-    total = sum(batch.rows * batch.bucket_samples for batch in plan)
-    audio = sum(int(np.asarray(num_samples)[batch.indices].sum()) for batch in plan)
-    return 1 - audio / total
-
-
 def label_widths(
     edges: np.ndarray, num_samples: np.ndarray, label_lengths: np.ndarray, multiple: int = 8
 ) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Where prepared data is kept between runs, and how files appear there: whole or not at all."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from xtremes_jax.errors import InputError
 
 
 def default_cache_dir() -> Path:
@@ -26,3 +30,40 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Makes a directory once: whole or not at all, readable by everybody, nothing left behind when it fails.
+
+    Several processes may do so at the same time: the one that is done first wins, and the others take its directory.
+
+    Args:
+        target: The directory; nothing happens if it is there.
+        fill: Writes the contents into the empty directory it is given. What it raises is passed on.
+
+    Returns:
+        `target`.
+
+    Raises:
+        InputError: Its parent cannot be made or written.
+    """
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise InputError(
+            f"{target} cannot be written: {error}. Give a directory that can be written by --cache_dir."
+        ) from error
+    try:
+        fill(building)
+        os.chmod(building, 0o755)  # mkdtemp's is for its owner alone
+        try:
+            os.rename(building, target)
+        except OSError:
+            if not target.is_dir():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target

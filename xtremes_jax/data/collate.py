@@ -77,6 +77,10 @@ class Reader:
         lengths = [len(labels) for labels in split.labels]
         self.widths = label_widths(schedule.edges, split.num_samples, lengths)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Goes to worker processes without what only the main process needs."""
+        return {**self.__dict__, "split": self.split.for_workers()}
+
     def largest_bytes(self) -> int:
         """Size of this process's part of the largest batch of the first epoch."""
         samples = max(batch.rows * batch.bucket_samples for batch in self.schedule.plan(0))
@@ -112,7 +116,7 @@ class Reader:
                 f"decoded to {len(audio)} samples although its header promised {self.split.num_samples[clip]}: "
                 "the file changed after it was prepared (--overwrite_cache prepares it again), or its header is wrong"
             )
-        return _as_type(audio[:bucket_samples], self.dtype)
+        return as_type(audio[:bucket_samples], self.dtype)
 
     def _skip(self, clip: int, error: Exception) -> SkippedClip:
         split = self.split
@@ -132,8 +136,13 @@ def _filler_rows(rows: int, samples: int, width: int, dtype: np.dtype) -> Batch:
     )
 
 
-def _as_type(audio: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """int16 PCM to float32 in [-1, 1] or back (rounded, and clipped where it is louder)."""
+def as_type(audio: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """`[...]` int16 PCM to float32 in [-1, 1] or back (rounded, and clipped where it is louder); else as it is.
+
+    Args:
+        audio: int16 or float32 samples.
+        dtype: int16 or float32.
+    """
     if audio.dtype == dtype:
         return audio
     if dtype == np.int16:

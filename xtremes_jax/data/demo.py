@@ -10,8 +10,6 @@ import hashlib
 import io
 import logging
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +24,11 @@ import soxr
 from datasets import Audio, ClassLabel, Features, Value
 
 from xtremes_jax.data import demo_text, espeak
-from xtremes_jax.data.cache import default_cache_dir
+from xtremes_jax.data.cache import build_directory, default_cache_dir
 from xtremes_jax.data.demo_text import INTENTS, LANGUAGES
+from xtremes_jax.data.repository import SYNTHETIC_MARKER
 from xtremes_jax.errors import InputError
 from xtremes_jax.tasks import FLEURS_GROUPS, TASKS
-
-SYNTHETIC_MARKER = "SYNTHETIC"
-"""Name of the file that marks a corpus directory as synthetic; its text says how the corpus was made."""
 
 SPLITS = ("train", "validation", "test")
 SEED = 20260
@@ -128,24 +124,9 @@ def build_demo(cache_dir: str | Path | None = None, sizes: Sizes = Sizes()) -> P
         return target
     logging.getLogger(__name__).info("Building the synthetic demo corpus in %s (once; under half a minute).", target)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
-    except OSError as error:
-        raise InputError(
-            f"The demo corpus cannot be built in {cache}: {error}. Give a directory that can be written by --cache_dir."
-        ) from error
-    try:
-        _build(building, sizes)
-        os.chmod(building, 0o755)
-        os.rename(building, target)
+        return build_directory(target, lambda folder: _build(folder, sizes))
     except RuntimeError as error:
         raise InputError(f"{error}. The speech comes from the package espeakng-loader: is it installed?") from error
-    except OSError:
-        if not target.is_dir():  # else another process was quicker, and its corpus is the same
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return target
 
 
 def _fingerprint(sizes: Sizes) -> str:

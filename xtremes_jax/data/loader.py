@@ -122,10 +122,6 @@ class TrainLoader:
         """The batches of an epoch, in order: the same on every process."""
         return self._schedule.plan(epoch)
 
-    def position(self, global_step: int) -> tuple[int, int]:
-        """(epoch, index of the batch in the epoch) of a global step, all from 0."""
-        return divmod(global_step, self.steps_per_epoch)
-
     def iterate(self, start_step: int = 0) -> "BatchStream":
         """Batches from a global step on, without end: `with loader.iterate(step) as batches: ...`."""
         return BatchStream(self._reader, start_step, _ENDLESS, self._num_workers, self._prefetch, self._sharding)

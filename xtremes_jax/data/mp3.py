@@ -6,6 +6,7 @@ walking its frame headers, and given the tag that it lacks.
 """
 
 import itertools
+from typing import BinaryIO
 
 _KBPS = {  # by (MPEG version 1?, layer III): ISO/IEC 11172-3 and 13818-3
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -13,11 +14,19 @@ _KBPS = {  # by (MPEG version 1?, layer III): ISO/IEC 11172-3 and 13818-3
 }
 _HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _TAG_BYTES = 16  # name, flags, number of frames, number of bytes
+_WINDOW = 4096  # bytes that hold the first frame (at most 1441) and the head of the second
 
 
 def may_be_mp3(head: bytes) -> bool:
     """Whether a file that starts with these bytes may be MP3: an ID3 tag, or a frame of layer III."""
     return head[:3] == b"ID3" or _frame_bytes(head, 0) is not None
+
+
+def lacks_length(stream: BinaryIO) -> bool:
+    """Whether this is an MP3 file without a length tag; reads no more than its first frame."""
+    stream.seek(0)
+    stream.seek(_skip_id3(stream.read(10)))
+    return _lacks_length(stream.read(_WINDOW))
 
 
 def with_length_header(data: bytes) -> bytes:
@@ -26,15 +35,20 @@ def with_length_header(data: bytes) -> bytes:
     Anything that is not clearly MPEG layer III is returned untouched, for libsndfile to judge.
     """
     first = _skip_id3(data)
-    if _frame_bytes(data, first) is None or not _frame_follows(data, first):
-        return data
-    body = first + 4 + _side_bytes(data, first)
-    if data[body : body + 4] in (b"Xing", b"Info") or data[first + 36 : first + 40] == b"VBRI":
+    if not _lacks_length(data[first : first + _WINDOW]):
         return data
     count, position = 0, first
     while (length := _frame_bytes(data, position)) is not None and position + length <= len(data):
         count, position = count + 1, position + length
     return data[:first] + _tag(data, first, count, position - first) + data[first:]
+
+
+def _lacks_length(frames: bytes) -> bool:
+    """Whether these bytes start with two frames of layer III, the first of them without a length tag."""
+    if _frame_bytes(frames, 0) is None or not _frame_follows(frames, 0):
+        return False
+    body = 4 + _side_bytes(frames, 0)
+    return frames[body : body + 4] not in (b"Xing", b"Info") and frames[36:40] != b"VBRI"
 
 
 def _skip_id3(data: bytes) -> int:

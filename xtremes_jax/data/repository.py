@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 START, END = "segment_start", "segment_end"
 """Columns of rows whose clip is a stretch of a longer recording: float64 seconds; null where it is all of it."""
 
+SYNTHETIC_MARKER = "SYNTHETIC"
+"""Name of the file that marks a corpus directory as synthetic; its text says how the corpus was made."""
+
 SPLIT_FLAGS = "--train/eval/predict_split_name"
 """How messages call the three flags that name a split."""
 
@@ -117,9 +120,10 @@ def pick_split(splits: dict[str, datasets.Dataset], split: str, config: str) -> 
 def row_names(table: datasets.Dataset, audio_column: str) -> list[str]:
     """What a person knows each row by: its path, file, id, the path stored with its audio, or `row 17`.
 
-    Reads no audio, but for tables of rows picked out of others without any such column.
+    Reads no audio, but for tables of rows picked out of others without any such column. (MLS's `original_path` is no
+    name: it is the address of the whole recording that a clip was cut from, the same for hundreds of clips.)
     """
-    for column in ("path", "file", "original_path", "audio_id", "id"):
+    for column in ("path", "file", "audio_id", "id"):
         if column in table.column_names and column != audio_column:
             values = table[column][:]
             if any(value not in (None, "") for value in values):

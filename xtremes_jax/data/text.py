@@ -21,6 +21,9 @@ from xtremes_jax.errors import InputError
 if TYPE_CHECKING:  # it takes seconds to import, and loads torch where that is installed
     from transformers import Wav2Vec2CTCTokenizer
 
+_BLOCK_TEXTS = 20_000
+"""Texts that are encoded at a time: spelled out as numbers they take some twenty bytes a character."""
+
 TARGET_END = " "
 """What the reference script puts behind each cleaned transcript before it is tokenized."""
 
@@ -68,6 +71,10 @@ def build_vocabulary(
 
     Pass the texts of all splits in use, as the reference does. One deviation: a text that itself holds the word
     delimiter counts as holding a space, where the reference would give two tokens one id.
+
+    Raises:
+        InputError: The unknown or the padding token is a character of the texts or another token: one id would have
+            two meanings.
     """
     characters = {" "}.union(*map(set, texts))
     if word_delimiter_token is not None:
@@ -75,9 +82,15 @@ def build_vocabulary(
     vocabulary = {character: number for number, character in enumerate(sorted(characters))}
     if word_delimiter_token is not None:
         vocabulary[word_delimiter_token] = vocabulary.pop(" ")
-    for token in (unk_token, pad_token):
-        if token is not None:
-            vocabulary[token] = len(vocabulary)
+    for flag, token in (("--unk_token", unk_token), ("--pad_token", pad_token)):
+        if token is None:
+            continue
+        if token in vocabulary:
+            raise InputError(
+                f"{flag} {token}: the transcripts hold this character, or another token is spelled the same, and one "
+                "id cannot mean both. Choose another, such as [UNK], [PAD] and | for --word_delimiter_token."
+            )
+        vocabulary[token] = len(vocabulary)
     return vocabulary
 
 
@@ -117,20 +130,20 @@ def encode_all(tokenizer: "Wav2Vec2CTCTokenizer", texts: Sequence[str]) -> tuple
     codes = np.array(sorted(ord(token) for token in tokens if len(token) == 1), np.uint32)
     ids = np.array([tokens[chr(code)] for code in codes], np.int32)
 
-    cased = [text.upper() if tokenizer.do_lower_case else text for text in texts]  # the name is Transformers' own
-    spelled = [text.replace(" ", tokenizer.word_delimiter_token) for text in cased]
-    found = np.frombuffer("".join(spelled).encode("utf-32-le", "surrogatepass"), np.uint32)
-    place = np.minimum(np.searchsorted(codes, found), len(codes) - 1)
-    known = codes[place] == found
-    labels = np.where(known, ids[place], tokens[tokenizer.unk_token]).astype(np.int32)
-    ends = np.cumsum([len(text) for text in spelled])
-    split = np.split(labels, ends[:-1]) if len(texts) else []
-
+    encoded: list[np.ndarray] = []
     unknown: Counter[str] = Counter()
-    codes_unknown, counts = np.unique(found[~known], return_counts=True)
-    for code, count in zip(codes_unknown, counts, strict=True):
-        unknown[chr(code)] = int(count)
+    for first in range(0, len(texts), _BLOCK_TEXTS):
+        block = texts[first : first + _BLOCK_TEXTS]
+        cased = [text.upper() if tokenizer.do_lower_case else text for text in block]  # the name is Transformers' own
+        spelled = [text.replace(" ", tokenizer.word_delimiter_token) for text in cased]
+        found = np.frombuffer("".join(spelled).encode("utf-32-le", "surrogatepass"), np.uint32)
+        place = np.minimum(np.searchsorted(codes, found), len(codes) - 1)
+        known = codes[place] == found
+        labels = np.where(known, ids[place], tokens[tokenizer.unk_token]).astype(np.int32)
+        encoded += np.split(labels, np.cumsum([len(text) for text in spelled])[:-1])
+        missing, counts = np.unique(found[~known], return_counts=True)
+        unknown.update({chr(code): int(count) for code, count in zip(missing, counts, strict=True)})
     for number, text in enumerate(texts):
         if longer.search(text):
-            split[number] = np.array(tokenizer(text).input_ids, np.int32)
-    return split, unknown
+            encoded[number] = np.array(tokenizer(text).input_ids, np.int32)
+    return encoded, unknown

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int16
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.config import ModelConfig, steps_after
 from xtremes_jax.models.layers import (
     CONV_NORM_EPS,
     Convolution,
@@ -125,7 +125,7 @@ class FeatureExtractor(nnx.Module):
         x = waveform[:, :, None].astype(self.dtype)
         for index, (width, stride) in enumerate(zip(config.conv_kernel, config.conv_stride, strict=True)):
             if lengths is not None:
-                lengths = jnp.maximum((lengths - width) // stride + 1, 0)
+                lengths = steps_after(lengths, width, stride)
             layer = self.conv_layers[str(index)]
             x = _run_rematerialised(layer, x, lengths) if self.remat else layer(x, lengths)
         return x

@@ -1,7 +1,9 @@
 """Randomness inside the step: per-row keys, dropout, and the spans of SpecAugment.
 
-Every draw is made per row, from that row's own key, so that a clip meets the same noise whatever batch, micro-batch or
-device it is in. Each purpose folds its own fixed integer into the key.
+Every draw is made per row, from that row's own key, so that a clip meets the same noise whatever other clips are in its
+batch, and whatever micro-batch or device it is in. Padding the batch further changes no draw either, but for one: dropout
+of attention probabilities draws over [heads, frames, frames], and other padding gives other draws there (which have the
+same distribution). Each purpose folds its own fixed integer into the key.
 """
 
 from typing import NamedTuple
@@ -43,6 +45,9 @@ def fold(randomness: Randomness | None, purpose: int | Int[Array, ""]) -> Random
 
 def dropout(x: Float[Array, "batch *dims"], rate: float, randomness: Randomness | None) -> Float[Array, "batch *dims"]:
     """Sets each element to 0 with probability `rate` and scales the rest by `1 / (1 - rate)`.
+
+    What is drawn for an element depends on its place in the row's flattened `dims`: a longer first axis (more padding)
+    changes nothing, another length of a later axis does.
 
     Args:
         x: any activations, rows first.

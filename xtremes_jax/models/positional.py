@@ -19,7 +19,7 @@ from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.layers import activate
 
 BATCH_AXES = ("data", "fsdp")
-"""Names of the mesh axes that the rows of a batch are spread over."""
+"""Names of the mesh axes that the rows of a batch are spread over: fsdp devices also work on rows of their own."""
 
 _TAPS_TOGETHER = 4  # fastest of 1, 4, 8 and 16 at the base model's shape, on a CPU
 

@@ -1,16 +1,31 @@
 """Checkpoints of a run, through Orbax: the training state, and beside it what the state alone does not tell."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.state import TrainState
 
-SCORE = "score"
+
+class _Keep:
+    """Which checkpoints stay: the best one, the newest one, and then the newest others up to the limit."""
+
+    def __init__(self, count: int, best: Callable[[], int | None]):
+        self._count, self._best = count, best
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax's question; `checkpoints` are in the order of their steps."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {self._best(), *steps[-1:]} & set(steps)
+        for step in reversed(steps):
+            if len(kept) >= self._count:
+                break
+            kept.add(step)
+        return [step in kept for step in steps]
 
 
 class Checkpoints:
@@ -19,24 +34,23 @@ class Checkpoints:
     Args:
         directory: where they lie; made when missing.
         keep: how many to keep (`--save_total_limit`); None keeps all. The best one and the newest always stay.
-        greater_is_better: which way the scores that are given to `save` point.
+        best: asked for the step of the best checkpoint whenever one is written; None while there is none.
         create: make the directory, and remove what interrupted saves have left; False to read another run's.
     """
 
-    def __init__(self, directory: Path, *, keep: int | None, greater_is_better: bool, create: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int | None = None,
+        best: Callable[[], int | None] = lambda: None,
+        create: bool = True,
+    ):
         self.directory = directory.absolute()
-        policy = None
-        if keep is not None:
-            best = BestN(
-                get_metric_fn=lambda metrics: metrics[SCORE],
-                # Orbax keeps the end of the ascending order, so losses and error rates are turned round.
-                reverse=not greater_is_better,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            policy = AnyPreservationPolicy([LatestN(max(1, keep - 1)), best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, create=create, cleanup_tmp_directories=create
+            preservation_policy=None if keep is None else _Keep(keep, best),
+            create=create,
+            cleanup_tmp_directories=create,
         )
         # Given here and not only with each call, so that a fresh manager can read the metadata of an old run.
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
@@ -53,7 +67,7 @@ class Checkpoints:
         parent = (
             path.parent if path.name.isdigit() else path / "checkpoints" if (path / "checkpoints").is_dir() else path
         )
-        found = cls(parent, keep=None, greater_is_better=True, create=False) if parent.is_dir() else None
+        found = cls(parent, create=False) if parent.is_dir() else None
         step = int(path.name) if path.name.isdigit() else found.latest() if found else None
         if found is None or step is None or step not in found.steps():
             raise InputError(
@@ -62,18 +76,22 @@ class Checkpoints:
             )
         return found, step
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any], score: float | None = None) -> None:
+    def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts writing the state after `step` updates; returns once it is copied off the devices.
 
         Args:
+            step: global step; nothing is written if there is a checkpoint of it.
             progress: JSON-serialisable facts beside the state (best score, arguments, ...).
-            score: the metric that decides which checkpoint is best, where this step was evaluated.
         """
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
-        metrics = None if score is None else {SCORE: float(score)}
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._manager.save(step, args=items, force=True)
+
+    def delete_after(self, step: int) -> None:
+        """Removes checkpoints of later steps: a run that goes back to `step` makes them anew."""
+        for later in [other for other in self.steps() if other > step]:
+            self._manager.delete(later)
 
     def restore(self, step: int, abstract_state) -> tuple[TrainState, dict[str, Any]]:
         """The state and progress saved at `step`.

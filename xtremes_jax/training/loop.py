@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.signals import StopRequest
+from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import StepMetrics
 
@@ -20,24 +20,26 @@ class Schedule:
     """When a run logs, evaluates and saves, in global steps. None is never; "epoch" is at the end of each epoch."""
 
     total_steps: int
-    logging_steps: int | None
+    logging_steps: int | str | None
     eval_steps: int | str | None
     save_steps: int | str | None
     log_first: bool = False
     max_nonfinite_steps: int = 100
 
     def due(self, every: int | str | None, step: int, epoch_ended: bool) -> bool:
-        """Whether something done every `every` steps is due after `step` steps."""
+        """Whether something done every `every` steps is due after `step` steps. The run's end ends its last epoch."""
         if every is None:
             return False
-        return epoch_ended if every == "epoch" else step % every == 0
+        return (epoch_ended or step >= self.total_steps) if every == "epoch" else step % every == 0
 
 
 @dataclass
 class Meter:
     """What has happened since the last log line."""
 
-    metrics: list[StepMetrics] = field(default_factory=list)
+    pending: list[StepMetrics] = field(default_factory=list)
+    """Of steps that may not be done yet: scalars on the devices."""
+    fetched: list[StepMetrics] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     audio_seconds: float = 0.0
     padded_seconds: float = 0.0
@@ -45,24 +47,32 @@ class Meter:
 
     def add(self, metrics: StepMetrics, loaded) -> None:
         """Counts a step; its scalars stay on the devices."""
-        self.metrics.append(metrics)
+        self.pending.append(metrics)
         self.audio_seconds += loaded.audio_seconds
         self.padded_seconds += loaded.padded_seconds
         self.wait_seconds += loaded.data_wait_s
 
+    def fetch(self) -> None:
+        """Brings the scalars to the host, which waits for the last step to finish."""
+        self.fetched += jax.device_get(self.pending)
+        self.pending = []
+
+    @property
+    def finite(self) -> list[StepMetrics]:
+        """Of the steps that updated the model: one that was left out (float16 has some) must not make a mean NaN."""
+        return [metrics for metrics in self.fetched if metrics.finite]
+
     def summary(self) -> dict[str, float]:
-        """The log line of these steps; waits for the last of them to finish."""
-        fetched: list[StepMetrics] = jax.device_get(self.metrics)
-        elapsed = time.perf_counter() - self.started
-        finite = [m for m in fetched if m.finite]
+        """The log line of these steps."""
+        self.fetch()
+        elapsed, finite = time.perf_counter() - self.started, self.finite
         return {
-            # A step that was left out (float16 does that now and then) must not make the mean of the others NaN.
-            "loss": float(np.mean([m.loss for m in finite])) if finite else math.nan,
-            "learning_rate": float(fetched[-1].learning_rate),
-            "grad_norm": float(np.mean([m.gradient_norm for m in finite])) if finite else math.nan,
-            "skipped_updates": len(fetched) - len(finite),
+            "loss": float(np.mean([metrics.loss for metrics in finite])) if finite else math.nan,
+            "learning_rate": float(self.fetched[-1].learning_rate),
+            "grad_norm": float(np.mean([metrics.gradient_norm for metrics in finite])) if finite else math.nan,
+            "skipped_updates": len(self.fetched) - len(finite),
             "audio_seconds_per_second": self.audio_seconds / elapsed,
-            "seconds_per_step": elapsed / len(fetched),
+            "seconds_per_step": elapsed / len(self.fetched),
             "padding": 1.0 - self.audio_seconds / self.padded_seconds if self.padded_seconds else 0.0,
             "data_wait": self.wait_seconds / elapsed,
         }
@@ -103,6 +113,14 @@ class FitReport:
     """From the beginning to the end of the first step, which waits for the first batch and compiles."""
     interrupted: bool = False
 
+    def count(self, loaded) -> None:
+        """Adds a batch."""
+        self.steps += 1
+        self.clips += loaded.clips
+        self.audio_seconds += loaded.audio_seconds
+        self.padded_seconds += loaded.padded_seconds
+        self.wait_seconds += loaded.data_wait_s
+
     @property
     def steady_seconds(self) -> float:
         """Seconds of training proper: neither compiling nor pausing."""
@@ -110,7 +128,7 @@ class FitReport:
 
 
 def fit(
-    state: TrainState,
+    state: Any,
     *,
     start_step: int,
     train_step: Callable,
@@ -119,76 +137,110 @@ def fit(
     hooks: Hooks,
     stop: StopRequest,
     epoch_of: Callable[[int], tuple[float, bool]],
-) -> tuple[TrainState, FitReport]:
+) -> tuple[Any, FitReport]:
     """Runs steps `start_step` to `schedule.total_steps`, or until a stop is asked for, and saves in either case.
 
     Nothing is read back from the devices between log lines, so that the next step is always queued.
 
     Args:
+        state: a `TrainState`; the loop itself never looks into it.
+        train_step: `(state, batch) -> (state, StepMetrics)`.
         batches: loaded batches of the global steps from `start_step` on.
         epoch_of: steps done -> (epochs done, whether an epoch ended just there).
+
+    Raises:
+        InputError: too many clips turned out to be unreadable, or the gradients are no longer finite. What has been
+            trained is saved first.
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
-    step, saved, score, shapes = start_step, start_step, None, set()
-    for loaded in batches:
-        hooks.skipped(loaded.skipped)
-        called = time.perf_counter()
-        state, metrics = train_step(state, loaded.batch)
-        if loaded.batch.audio.shape not in shapes:
-            # A call returns before its step is done, unless the step has to be compiled.
-            shapes.add(loaded.batch.audio.shape)
-            report.compile_seconds += time.perf_counter() - called
-            meter.started += time.perf_counter() - called
-        meter.add(metrics, loaded)
-        _count(report, loaded)
-        step += 1
-        if report.first_step_seconds is None:
-            jax.block_until_ready(metrics)
-            report.first_step_seconds = time.perf_counter() - begun
-        epoch, epoch_ended = epoch_of(step)
-        finished = step >= schedule.total_steps
-        if schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1):
-            meter = _log(meter, report, step, epoch, schedule, hooks)
-        hooks.advance()
-        score, paused = None, time.perf_counter()
-        if schedule.due(schedule.eval_steps, step, epoch_ended) and stop.received is None:
-            score = hooks.evaluate(state, step, epoch)
-        if schedule.due(schedule.save_steps, step, epoch_ended):
-            hooks.save(state, step, score)
-            saved = step
-        meter.started += time.perf_counter() - paused
-        report.pause_seconds += time.perf_counter() - paused
-        if finished or stop.received is not None:
-            break
-    if meter.metrics:
-        _log(meter, report, step, epoch_of(step)[0], schedule, hooks)
-    report.interrupted = stop.received is not None and step < schedule.total_steps
+    step, saved, shapes = start_step, start_step, set()
+    if start_step >= schedule.total_steps:
+        return state, report
+    try:
+        for loaded in batches:
+            hooks.skipped(loaded.skipped)
+            called = time.perf_counter()
+            state, metrics = train_step(state, loaded.batch)
+            if loaded.batch.audio.shape not in shapes:
+                # A call returns before its step is done, unless the step has to be compiled.
+                shapes.add(loaded.batch.audio.shape)
+                report.compile_seconds += time.perf_counter() - called
+                meter.started += time.perf_counter() - called
+            step += 1
+            meter.add(metrics, loaded)
+            report.count(loaded)
+            if report.first_step_seconds is None:
+                jax.block_until_ready(metrics)
+                report.first_step_seconds = time.perf_counter() - begun
+            epoch, epoch_ended = epoch_of(step)
+            log_now = schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1)
+            meter = _settle(meter, report, step, epoch, log_now, schedule, hooks)
+            hooks.advance()
+            paused = time.perf_counter()
+            score = None
+            if schedule.due(schedule.eval_steps, step, epoch_ended):
+                score = _evaluate(hooks, stop, state, step, epoch)
+            if schedule.due(schedule.save_steps, step, epoch_ended):
+                hooks.save(state, step, score)
+                saved = step
+            meter.started += time.perf_counter() - paused
+            report.pause_seconds += time.perf_counter() - paused
+            if step >= schedule.total_steps or stop.received is not None:
+                break
+        log_now = bool(meter.pending or meter.fetched) and schedule.logging_steps is not None
+        _settle(meter, report, step, epoch_of(step)[0], log_now, schedule, hooks, last=True)
+    except InputError:
+        if saved != step and schedule.save_steps is not None:
+            hooks.save(state, step, None)
+        raise
+    report.interrupted = step < schedule.total_steps
     if saved != step and (schedule.save_steps is not None or report.interrupted):
-        hooks.save(state, step, score)
+        hooks.save(state, step, None)
     report.runtime = time.perf_counter() - begun
     return state, report
 
 
-def _count(report: FitReport, loaded) -> None:
-    report.steps += 1
-    report.clips += loaded.clips
-    report.audio_seconds += loaded.audio_seconds
-    report.padded_seconds += loaded.padded_seconds
-    report.wait_seconds += loaded.data_wait_s
+def _evaluate(hooks: Hooks, stop: StopRequest, state: Any, step: int, epoch: float) -> float | None:
+    """Scores the state; a signal breaks that off, and the loop then saves."""
+    if stop.received is not None:
+        return None
+    try:
+        with stop.deferred(wait=False):
+            return hooks.evaluate(state, step, epoch)
+    except Interrupted:
+        return None
 
 
-def _log(meter: Meter, report: FitReport, step: int, epoch: float, schedule: Schedule, hooks: Hooks) -> Meter:
-    """Writes a log line and begins a new meter; also stops a run that no longer has finite gradients."""
-    values = meter.summary()
-    counted = len(meter.metrics) - values["skipped_updates"]
-    if counted:
-        report.loss_sum += values["loss"] * counted
-        report.logged_steps += counted
-    streak = int(meter.metrics[-1].nonfinite_streak)
-    hooks.log(step, epoch, values)
+def _settle(
+    meter: Meter,
+    report: FitReport,
+    step: int,
+    epoch: float,
+    log_now: bool,
+    schedule: Schedule,
+    hooks: Hooks,
+    last: bool = False,
+) -> Meter:
+    """Logs when it is time and now and then looks at the losses; the meter to go on with.
+
+    Raises:
+        InputError: the gradients have not been finite for `max_nonfinite_steps` steps.
+    """
+    if not (log_now or last or len(meter.pending) >= schedule.max_nonfinite_steps):
+        return meter
+    meter.fetch()
+    if not meter.fetched:
+        return meter
+    streak = int(meter.fetched[-1].nonfinite_streak)
+    if log_now:
+        hooks.log(step, epoch, meter.summary())
     if streak >= schedule.max_nonfinite_steps:
         raise InputError(
             f"The gradients of the last {streak} steps were not finite, so none of them changed the model; the run "
             f"stops at step {step}. Lower --learning_rate, raise --warmup_steps, or compute in float32 or --bf16."
         )
+    if not (log_now or last):
+        return meter
+    report.loss_sum += sum(float(metrics.loss) for metrics in meter.finite)
+    report.logged_steps += len(meter.finite)
     return Meter()

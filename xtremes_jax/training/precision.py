@@ -15,7 +15,7 @@ class LossScale(NamedTuple):
     """Factor on the loss that keeps float16 gradients above the smallest representable number.
 
     The rule and constants of `torch.amp.GradScaler`: start at 65536, double after 2000 finite steps in a row, halve
-    after a step that was not finite (Micikevicius et al. 2018, section 3.2).
+    after a step that was not finite (Micikevicius et al. 2018, section 3.2), but never below 1.
     """
 
     scale: Float[Array, ""]

@@ -1,11 +1,13 @@
-"""SIGTERM and SIGINT ask the loop to save and stop; a second signal stops at once."""
+"""SIGTERM and SIGINT: stop where nothing can be lost, save first where something can; a second signal stops at once."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; `status` is the exit status 128 + signal number."""
+    """The run was asked to stop; `status` is the exit status, 128 + signal number."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -14,12 +16,13 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Context in which SIGTERM and SIGINT set `received` instead of ending the process."""
+    """Context in which SIGTERM and SIGINT raise `Interrupted`, or, inside `deferred()`, only set `received`."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._deferred = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -32,17 +35,28 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    @contextmanager
+    def deferred(self, wait: bool = True) -> Iterator[None]:
+        """Within, a signal waits to be looked up in `received`; `wait=False` suspends that again for a while."""
+        before, self._deferred = self._deferred, wait
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has come."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         # From here on a second signal has its usual effect.
         self._restore()
+        if not self._deferred:
+            raise Interrupted(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-    def check(self) -> None:
-        """Raises `Interrupted` if a signal has come; for places where there is nothing to save."""
-        if self.received is not None:
-            raise Interrupted(self.received)

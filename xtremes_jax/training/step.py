@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from xtremes_jax.batch import SAMPLE_RATE, Batch
+from xtremes_jax.batch import Batch
 from xtremes_jax.models import Randomness, merge, unflatten_params
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
@@ -25,7 +25,6 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    audio_seconds: Float[Array, ""]
     finite: Float[Array, ""]
     nonfinite_streak: Int[Array, ""]
 
@@ -64,6 +63,17 @@ def join(graphdef, trainable: dict, frozen: dict):
     return merge(graphdef, unflatten_params({**trainable, **frozen}))
 
 
+def accumulate(function: Callable, batch: Batch, count: int):
+    """Sum of `function` (micro-batch -> pytree of float32 arrays) over the `count` micro-batches of a batch."""
+    if count == 1:
+        return function(batch)
+    parts = split_micro_batches(batch, count)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda array: array[0], parts))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zero, parts)
+    return total
+
+
 def make_train_step(
     *,
     graphdef,
@@ -100,18 +110,11 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = state.loss_scale.scale
         factor = scale / objective.weight(batch)
-        value_and_grad = jax.value_and_grad(micro_loss)
-        if accumulation == 1:
-            loss, gradients = value_and_grad(state.trainable, state.frozen, batch, key, factor)
-        else:
 
-            def add(total, micro_batch):
-                part = value_and_grad(state.trainable, state.frozen, micro_batch, key, factor)
-                return jax.tree.map(jnp.add, total, part), None
+        def value_and_grad(part: Batch):
+            return jax.value_and_grad(micro_loss)(state.trainable, state.frozen, part, key, factor)
 
-            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
-            (loss, gradients), _ = jax.lax.scan(add, zero, split_micro_batches(batch, accumulation))
-
+        loss, gradients = accumulate(value_and_grad, batch, accumulation)
         loss = loss / scale
         gradients = jax.tree.map(lambda g: g / scale, gradients)
         norm = global_norm(gradients)
@@ -121,7 +124,6 @@ def make_train_step(
             loss=loss,
             gradient_norm=norm,
             learning_rate=jnp.asarray(schedule(_update_count(state)), jnp.float32),
-            audio_seconds=jnp.sum(batch.audio_lengths * (batch.weight > 0)) / SAMPLE_RATE,
             finite=finite.astype(jnp.float32),
             nonfinite_streak=new_state.nonfinite_streak,
         )

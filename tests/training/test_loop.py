@@ -1,0 +1,149 @@
+"""When the loop logs, evaluates, saves and stops, with a step that only counts."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.training.loop import Hooks, Schedule, fit
+from xtremes_jax.training.signals import Interrupted, StopRequest
+from xtremes_jax.training.step import StepMetrics
+
+
+def fake_batches(start=0):
+    step = start
+    while True:
+        yield SimpleNamespace(
+            batch=SimpleNamespace(audio=np.ones((2, 100 + step % 2))), skipped=(), clips=2, audio_seconds=3.0,
+            padded_seconds=4.0, data_wait_s=0.0, global_step=step,
+        )  # fmt: skip
+        step += 1
+
+
+def fake_step(finite=lambda step: True):
+    """A step whose loss is its number, and which is finite when `finite(step)`."""
+    streak = 0
+
+    def step(state, batch):
+        nonlocal streak
+        good = finite(state)
+        streak = 0 if good else streak + 1
+        scalar = [jnp.float32(state if good else np.nan), jnp.float32(1), jnp.float32(0.1)]
+        return state + 1, StepMetrics(*scalar, jnp.float32(good), jnp.int32(streak))
+
+    return step
+
+
+class Diary:
+    """Hooks that write down what they were called with."""
+
+    def __init__(self, on_evaluate=lambda step: None, on_skipped=lambda: None):
+        self.logged, self.evaluated, self.saved, self.advanced = [], [], [], 0
+        self._on_evaluate, self._on_skipped = on_evaluate, on_skipped
+
+    def hooks(self) -> Hooks:
+        return Hooks(log=self.log, evaluate=self.evaluate, save=self.save, skipped=self.skipped, advance=self.advance)
+
+    def log(self, step, epoch, values):
+        self.logged.append((step, values["loss"]))
+
+    def evaluate(self, state, step, epoch):
+        self.evaluated.append(step)
+        self._on_evaluate(step)
+        return step / 100
+
+    def save(self, state, step, score):
+        self.saved.append((step, score))
+
+    def skipped(self, clips):
+        self._on_skipped()
+
+    def advance(self):
+        self.advanced += 1
+
+
+def run(diary, *, start=0, steps_per_epoch=4, stop=None, step=None, **schedule):
+    return fit(
+        start, start_step=start, train_step=step or fake_step(), batches=fake_batches(start),
+        schedule=Schedule(**{"logging_steps": 2, "eval_steps": None, "save_steps": None, **schedule}),
+        hooks=diary.hooks(), stop=stop or StopRequest(),
+        epoch_of=lambda done: (done / steps_per_epoch, done % steps_per_epoch == 0),
+    )  # fmt: skip
+
+
+def test_steps_and_the_end():
+    diary = Diary()
+    state, report = run(diary, total_steps=7, eval_steps=3, save_steps=6)
+    assert state == report.steps == diary.advanced == 7 and report.clips == 14
+    assert diary.logged == [(2, 0.5), (4, 2.5), (6, 4.5), (7, 6.0)]  # the mean of the losses since the last line
+    assert diary.evaluated == [3, 6]
+    assert diary.saved == [(6, 0.06), (7, None)]
+    assert report.loss_sum == sum(range(7)) and report.logged_steps == 7 and not report.interrupted
+
+
+@pytest.mark.parametrize("total_steps, expected", [(8, [4, 8]), (6, [4, 6]), (2, [2])])
+def test_epochs_end_with_the_run(total_steps, expected):
+    diary = Diary()
+    run(diary, total_steps=total_steps, eval_steps="epoch", save_steps="epoch", logging_steps="epoch")
+    assert diary.evaluated == [step for step, _ in diary.saved] == [step for step, _ in diary.logged] == expected
+    assert all(score == step / 100 for step, score in diary.saved)
+
+
+def test_a_finished_run_does_nothing():
+    diary = Diary()
+    state, report = run(diary, start=7, total_steps=7, save_steps=1)
+    assert (state, report.steps, diary.saved, report.interrupted) == (7, 0, [], False)
+
+
+def test_without_logging_losses_are_still_counted_and_watched():
+    diary = Diary()
+    _, report = run(diary, total_steps=30, logging_steps=None, max_nonfinite_steps=10)
+    assert diary.logged == [] and report.loss_sum == sum(range(30))
+    with pytest.raises(InputError, match="learning_rate"):
+        run(diary, total_steps=99, logging_steps=None, max_nonfinite_steps=10, step=fake_step(lambda step: step < 5))
+
+
+def test_steps_that_were_left_out_are_not_in_the_mean():
+    diary = Diary()
+    run(diary, total_steps=4, logging_steps=4, step=fake_step(lambda step: step != 2))
+    assert diary.logged == [(4, pytest.approx(4 / 3))]
+
+
+def test_a_signal_saves_and_stops():
+    with StopRequest() as stop, stop.deferred():
+        diary = Diary(on_skipped=lambda: diary.advanced == 2 and os.kill(os.getpid(), signal.SIGTERM))
+        state, report = run(diary, total_steps=9, stop=stop, eval_steps=3)
+        assert state == 3 and report.interrupted
+        assert diary.saved == [(3, None)] and diary.evaluated == []  # a short grace period is for saving
+        with pytest.raises(Interrupted) as interruption:
+            stop.check()
+    assert interruption.value.status == 143
+
+
+def test_a_signal_breaks_an_evaluation_off():
+    with StopRequest() as stop, stop.deferred():
+        diary = Diary(on_evaluate=lambda step: os.kill(os.getpid(), signal.SIGINT))
+        _, report = run(diary, total_steps=9, stop=stop, eval_steps=3)
+    assert report.interrupted and diary.saved == [(3, None)] and stop.received == signal.SIGINT
+
+
+def test_outside_the_loop_a_signal_stops_at_once_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_was_trained_is_saved_before_an_error():
+    def complain():
+        if diary.advanced == 4:
+            raise InputError("too many clips")
+
+    diary = Diary(on_skipped=complain)
+    with pytest.raises(InputError, match="too many clips"):
+        run(diary, total_steps=9, save_steps=100)
+    assert diary.saved == [(4, None)]
