@@ -86,3 +86,25 @@ def test_local_paths_never_appear(tmp_path, monkeypatch):
     assert "| `model_name_or_path` | base |" in text and "`corpus` (`mls.all`)" in text
     data = ModelCard(text).data
     assert data.base_model is None and data.datasets is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("runs/mls/first", "first"),
+        ("runs\\mls\\first", "first"),
+        ("C:\\Users\\me\\corpus", "corpus"),
+        ("~/corpora/mine.tsv", "mine.tsv"),
+        ("facebook/wav2vec2-xls-r-300m", "facebook/wav2vec2-xls-r-300m"),
+        ((",", "/", "?"), ", / ?"),
+        (("/home/me/a.wav", "b"), "a.wav b"),
+        (("tensorboard",), "tensorboard"),
+    ],
+)
+def test_only_the_last_part_of_a_path_is_shown(value, shown):
+    assert f"| `value` | {shown} |" in changed(arguments={"value": value}).splitlines()
+
+
+def test_folders_of_this_machine_are_left_out():
+    arguments = {"compilation_cache_dir": "cache/xla", "resume_from_checkpoint": "out/5", "data_dir": "ldc"}
+    assert "## Training arguments" not in changed(arguments=arguments)

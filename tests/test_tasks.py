@@ -3,7 +3,7 @@
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import FLEURS_GROUPS, FLEURS_LANGUAGES, TASKS, nearest, select_task
+from xtremes_jax.tasks import FLEURS_GROUPS, FLEURS_LANGUAGES, TASKS, nearest, nearest_language, select_task
 
 
 def test_fleurs_has_102_languages_each_in_one_of_seven_groups():
@@ -110,6 +110,12 @@ def test_target_column_is_the_tasks_or_the_one_given():
 def test_refused_selection_says_what_to_do(flags, message):
     with pytest.raises(InputError, match=message):
         select_task(**flags)
+
+
+def test_a_language_in_another_scheme_is_near():
+    assert nearest_language("fr", iter(["de_de", "fr_fr", "fr-CA"])) == ": did you mean fr_fr or fr-CA?"
+    assert nearest_language("FR-fr", ["fr_fr"]) == ": did you mean fr_fr?"
+    assert nearest_language("frr_x", ["fr_fr", "de_de"]) == nearest("frr_x", ["fr_fr", "de_de"])
 
 
 def test_nearest_ignores_case_and_stays_silent_about_nothing_near():

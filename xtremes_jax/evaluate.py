@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> dict[str, Any]:
     """Scores the prediction split and returns what `results.json` holds."""
     training = arguments.training
+    for note in arguments.notes:
+        logger.warning(note)
     configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
     with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest():
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)

@@ -42,7 +42,7 @@ _CONFIG_FILES = (
 )
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-# Nothing else of an output directory leaves the machine: predictions, skipped clips and logs hold transcripts and paths.
+# Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
 _PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES)
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
@@ -271,8 +271,9 @@ def push(
     commit_message: str,
     endpoint: str | None = None,
 ) -> str:
-    """Upload what `export` wrote and the run's scores (`*_results.json`), and nothing else of the directory: predictions,
-    logs and checkpoints stay here. The repository is made if absent.
+    """Upload what `export` wrote and the run's scores (`*_results.json`); the repository is made if absent.
+
+    Nothing else of the directory is sent: predictions, lists of skipped clips, logs and checkpoints stay here.
 
     Args:
         directory: as `export` wrote it.

@@ -1,7 +1,9 @@
 """Audio: bit-exact where it can be, lengths known from headers, and every kind of damage named."""
 
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +214,49 @@ def test_what_is_no_audio_is_refused(junk, tmp_path):
             read(junk)
         with pytest.raises(InputError, match="clip.wav: it"):
             read(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for read in (probe, decode):
+        with pytest.raises(InputError, match="pipe.wav: it is a pipe or a device"):
+            read(tmp_path / "pipe.wav")
+        with pytest.raises(InputError, match="/dev/zero: it is a pipe or a device"):
+            read("/dev/zero")
+        with pytest.raises(InputError, match="cannot be read: .*null"):
+            read("nu\0ll.wav")
+        with pytest.raises(InputError, match="cannot be read: File name too long"):
+            read("n" * 300)
+
+
+def test_a_wav_of_empty_chunks_is_not_walked_to_its_end():
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, *size):
+            self.reads += 1
+            return super().read(*size)
+
+    data = b"RIFF\xff\xff\xff\x00WAVE" + bytes(8 * 50_000)
+    stream = Counted(data)
+    with pytest.raises(InputError, match="do not start within 10,000 chunks"):
+        audio._check_wav(stream, len(data))
+    assert stream.reads <= 10_000
+    with pytest.raises(InputError, match="do not start within"):
+        decode(data)
+
+
+def test_an_mp3_file_is_read_whole_only_where_it_lacks_its_length(tmp_path, monkeypatch):
+    tagged = encode(noise(30_000), format="MP3", bitrate_mode="VARIABLE")
+    picture = b"ID3\x03\x00\x00\x00\x00\x40\x00" + bytes(8192)  # a tag longer than what is read of the head
+    contents = {"tagged": tagged, "picture": picture + tagged, "bare": picture + strip_first_mp3_frame(tagged)}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    whole = []
+    monkeypatch.setattr(audio.Path, "read_bytes", lambda path, plain=Path.read_bytes: whole.append(path) or plain(path))
+    for name, data in contents.items():
+        np.testing.assert_array_equal(decode(tmp_path / name), decode(data))
+    assert whole == [tmp_path / "bare"]
 
 
 def test_missing_and_empty_files(tmp_path):

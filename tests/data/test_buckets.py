@@ -13,7 +13,6 @@ from xtremes_jax.data.buckets import (
     batch_edges,
     bucket_edges,
     label_widths,
-    padding_fraction,
     plan_epoch,
     rows_per_bucket,
 )
@@ -38,6 +37,12 @@ def heavy_tailed(clips: int, seed: int = 0) -> np.ndarray:
     """Lengths like those of telephone prompts: a median of 1.4 s, a twentieth beyond 8 s, 30 s at most."""
     seconds = np.random.default_rng(seed).lognormal(np.log(1.4), 1.0, clips)
     return (np.clip(seconds, 0.3, 30) * 16_000).astype(np.int64)
+
+
+def padding_fraction(plan: list[PlannedBatch], num_samples: np.ndarray) -> float:
+    """Share of all samples of a plan's batches that is not audio, filler rows included."""
+    total = sum(batch.rows * batch.bucket_samples for batch in plan)
+    return 1 - sum(int(num_samples[batch.indices].sum()) for batch in plan) / total
 
 
 def single_clip_padding(edges, lengths, weights=1) -> float:

@@ -120,7 +120,7 @@ def test_missing_values_are_left_for_the_person_to_see(folder):
     rows = [{"path": "a.wav", "transcription": "x"}, {"path": None, "transcription": None}]
     split = load(write(folder / "m.jsonl", rows))["train"]
     assert split.targets() == ["x", None] and split.clip_names[1] == "row 1"
-    with pytest.raises(InputError, match="row 1: the row has no audio"):
+    with pytest.raises(InputError, match="the row has no audio"):
         split.audio(1)
 
 
@@ -143,6 +143,38 @@ def test_a_manifest_that_cannot_be_used_is_refused(tmp_path, name, text, message
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("header", "flags", "message"),
+    [
+        ("path,transcription", {"target_column_name": "gender", "task": "minds14"}, "--target_column_name gender: "),
+        ("path,transcription", {"task": "minds14"}, "--target_column_name intent_class: .*Its columns: path, transcr"),
+        ("path,language", {"task": "minds14"}, "--target_column_name intent_class: .*Its columns: path, language"),
+        ("path,label", {"target_column_name": "lang_id", "task": "minds14"}, "--target_column_name lang_id: "),
+        ("path,transcription", {"target_column_name": "raw_transcription"}, "raw_transcription: .*mean transcription"),
+        ("path,transcription", {"audio_column_name": "soundfile"}, "--audio_column_name soundfile: "),
+    ],
+)
+def test_a_column_that_was_named_has_no_substitute(folder, header, flags, message):
+    (folder / "m.csv").write_text(f"{header}\na.wav,hi\n")
+    with pytest.raises(InputError, match=message):
+        load(folder / "m.csv", **flags)
+
+
+def test_classes_have_substitutes_of_their_own_kind(folder):
+    (folder / "m.csv").write_text("path,transcription,label,locale\na.wav,hi,pay,fr\n")
+    assert load(folder / "m.csv", task="minds14")["train"].label_names == ["pay"]
+    assert load(folder / "m.csv", task="fleurs-lang_id")["train"].label_names == ["fr"]
+
+
+def test_paths_may_be_addresses_or_missing_or_too_long(folder):
+    (folder / "clips").mkdir()
+    (folder / "a.wav").rename(folder / "clips/z.wav")
+    files = ["gone.wav", "s3://bucket/x.wav", "n" * 300 + ".wav", "z.wav"]
+    split = load(write(folder / "train.tsv", [{"path": name, "sentence": "x"} for name in files]))["train"]
+    assert split.audio(0) == folder / "clips/gone.wav" and split.audio(3) == folder / "clips/z.wav"
+    assert split.dataset["audio"][1] == {"bytes": None, "path": "s3://bucket/x.wav"}
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):

@@ -1,11 +1,14 @@
 """What is left out is counted and named, what is kept is exact, and headers are read once."""
 
 import io
+import itertools
 import json
 import logging
 import pickle
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import soundfile
 
 from xtremes_jax.data import audio, durations
+from xtremes_jax.data.collate import Reader, Schedule
 from xtremes_jax.data.durations import read_durations
 from xtremes_jax.data.prepare import SkippedClip, check_skipped, prepare, write_skipped
 from xtremes_jax.data.sources import RawSplit
@@ -29,8 +33,12 @@ def num_frames(samples):
     return samples
 
 
+FRESH = itertools.count()
+
+
 def sound(seconds, rate=16_000, **more):
-    samples = np.random.default_rng().integers(-9999, 9999, round(seconds * rate)).astype(np.int16)
+    """Another noise at every call, the same in every run."""
+    samples = np.random.default_rng(next(FRESH)).integers(-9999, 9999, round(seconds * rate)).astype(np.int16)
     file = io.BytesIO()
     soundfile.write(file, samples, rate, **{"format": "WAV", **more})
     return file.getvalue()
@@ -92,6 +100,33 @@ def test_segments_of_one_recording(run, tmp_path):
     np.testing.assert_array_equal(got.read_audio(1), audio.decode(path, (1.5, 4.0)))
     assert [clip.sample_id for clip in got.skipped] == [2, 3]
     assert all("segment" in clip.reason for clip in got.skipped)
+
+
+def test_workers_get_the_clips_and_nothing_else(run, tmp_path):
+    path = tmp_path / "call.wav"
+    path.write_bytes(sound(10, 8000))
+    spans = [(0.5, 1.5), (1.5, 4.0), (9.0, 8.0), (5.0, 6.0)] * 30
+    raw = split_of([(str(path), f"words {'abcdefg' * (row % 3)}", span) for row, span in enumerate(spans)])
+    whole = run(raw)
+    sent = pickle.dumps(whole.for_workers())
+    light = pickle.loads(sent)
+    assert len(sent) < 0.6 * len(pickle.dumps(whole))
+    assert (light.references, light.languages, light.skipped, light.raw.languages, light.raw.clip_names) == ([],) * 5
+    assert light.raw.dataset.column_names == ["audio", "segment_start", "segment_end"]
+    assert list(light.clip_names) == whole.clip_names and len(light.labels) == len(whole.labels) == 90
+    for index in (0, 1, 2, 89):
+        assert light.labels[index].tolist() == whole.labels[index].tolist()
+        np.testing.assert_array_equal(light.read_audio(index), whole.read_audio(index))
+
+
+def test_a_reader_travels_without_what_workers_do_not_need(run):
+    whole = run(split_of([(sound(0.5 + 0.1 * row), "abc" * row) for row in range(1, 5)]))
+    schedule = Schedule(whole.num_samples, np.array([32_000]), {"batch_size": 4, "shuffle": False})
+    here = Reader(whole, schedule, 0, 1)
+    there = pickle.loads(pickle.dumps(here))
+    assert there.split.references == [] and here.split.references == whole.references
+    for one, two in zip(here.read(0).batch, there.read(0).batch, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def bad_clips(tmp_path):
@@ -157,8 +192,6 @@ def test_duration_limits_are_strict_and_counted(run):
     assert got.rows.tolist() == [2, 3, 4] and got.skipped == []
     assert got.filtered == {"--min_duration_in_seconds": 2, "--max_duration_in_seconds": 2}
     assert run(raw, max_duration=None).rows.tolist() == list(range(7))
-    assert run(raw, purpose="score", max_duration=1.2, filter_durations=True).rows.tolist() == [0, 1, 2]
-    assert len(run(raw, max_duration=1.2, filter_durations=False)) == 7
 
 
 def test_classification(run):
@@ -167,7 +200,9 @@ def test_classification(run):
     raw = split_of([(sound(1), value) for value in (1, 0, None, -1, 1)], "intent", kind, names)
     got = run(raw, "classification", tokenizer=None)
     assert got.references == ["yes", "no", "yes"] and [ids.tolist() for ids in got.labels] == [[1], [0], [1]]
-    assert [clip.reason for clip in got.skipped] == ["it has no class: column intent is null or negative"] * 2
+    assert [clip.reason for clip in got.skipped] == [
+        "it has no class: column intent is null, negative or none of its classes"
+    ] * 2
     short = split_of([(sound(1), 1), (sound(0.01), 0)], "intent", kind, names)
     assert len(run(short, "classification")) == 1 and len(run(short, "classification", purpose="score")) == 2
 
@@ -286,6 +321,59 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
     for workers in (1, 7):
         got = read_durations(raw, num_workers=workers, cache_dir=tmp_path / str(workers), show_progress=False)
         assert got.num_samples.tolist() == expected
+
+
+@pytest.mark.parametrize("picked", [False, True])
+def test_rows_are_read_in_chunks_few_at_a_time(tmp_path, monkeypatch, picked):
+    monkeypatch.setattr(durations, "_CHUNK", 5)
+    monkeypatch.setattr(durations, "_UNDER_WAY", 3)
+    raw = split_of([(sound(0.1 + 0.01 * k), "t") for k in range(43)])
+    order = np.random.default_rng(5).permutation(43) if picked else np.arange(43)
+    if picked:
+        names = [f"clip-{row}" for row in order]
+        raw = RawSplit("train", raw.dataset.select(order), "audio", "transcription", names, names, None)
+    asked, submitted, waiting, most = [], [], [0], [0]
+    stored, submit = RawSplit.stored, ThreadPoolExecutor.submit
+
+    def counted(pool, *job):
+        future = submit(pool, *job)
+        submitted.append(future)
+        result = future.result
+        waiting[0] += 1
+        most[0] = max(most[0], waiting[0])
+
+        def taken():
+            waiting[0] -= 1
+            return result()
+
+        future.result = taken
+        return future
+
+    monkeypatch.setattr(RawSplit, "stored", lambda self, rows: asked.append(rows) or stored(self, rows))
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", counted)
+    got = read_durations(raw, num_workers=3, cache_dir=tmp_path, show_progress=False)
+    assert got.num_samples.tolist() == [1600 + 160 * k for k in order]
+    assert sorted(asked, key=lambda rows: rows.start) == [range(k, min(k + 5, 43)) for k in range(0, 43, 5)]
+    assert len(submitted) == 9 and most[0] == 4
+
+
+def test_only_changed_files_are_read_again_wherever_their_rows_are(tmp_path, probed, monkeypatch):
+    paths = [tmp_path / f"{k}.wav" for k in range(30)]
+    for path in paths:
+        path.write_bytes(sound(0.2))
+    options = {"cache_dir": tmp_path / "cache", "show_progress": False}
+    raw = split_of([(str(path), "t") for path in paths])
+    threads = set()
+    plain = durations._stamp
+    monkeypatch.setattr(durations, "_stamp", lambda file: threads.add(threading.current_thread().name) or plain(file))
+    read_durations(raw, **options)
+    probed.clear()
+    for k in (1, 2, 17, 29):
+        paths[k].write_bytes(sound(0.3))
+    got = read_durations(raw, **options)
+    assert sorted(probed) == sorted(paths[k] for k in (1, 2, 17, 29))
+    assert got.num_samples.tolist() == [4800 if k in (1, 2, 17, 29) else 3200 for k in range(30)]
+    assert threading.current_thread().name not in threads, "a network's answers are waited for side by side"
 
 
 def test_progress_bar_can_be_turned_off(tmp_path, capsys):

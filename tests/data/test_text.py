@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Wav2Vec2CTCTokenizer
 
+from xtremes_jax.data import text as module
 from xtremes_jax.data.text import (
     TARGET_END,
     build_tokenizer,
@@ -72,6 +73,20 @@ def test_vocabulary_by_hand():
     assert bare == {" ": 0, "a": 1, "b": 2}
 
 
+@pytest.mark.parametrize(
+    ("texts", "tokens", "message"),
+    [
+        (["a#b"], {"unk_token": "#"}, "--unk_token #: the transcripts hold this character"),
+        (["a#b"], {"pad_token": "#"}, "--pad_token #: "),
+        (["ab"], {"unk_token": "[X]", "pad_token": "[X]"}, r"--pad_token \[X\]: .*another token is spelled the same"),
+        (["ab"], {"unk_token": "|"}, r"--unk_token \|: "),
+    ],
+)
+def test_no_two_meanings_share_an_id(texts, tokens, message):
+    with pytest.raises(InputError, match=message):
+        build_vocabulary(texts, **tokens)
+
+
 def test_tokenizer_is_the_references(tmp_path):
     vocabulary = build_vocabulary(["grüße aus łódź"], unk_token="<?>", pad_token="<p>", word_delimiter_token="_")
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
@@ -99,6 +114,20 @@ def test_encoding_is_the_tokenizers(texts):
     plain = [text for text in texts if not re.search(r"\[UNK\]|</?s>|\[PAD\]", text)]
     _, unknown = encode_all(TOKENIZER, plain)
     assert unknown.total() == sum(TOKENIZER(text).input_ids.count(TOKENIZER.unk_token_id) for text in plain)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_encoding_in_blocks_changes_nothing(monkeypatch, block):
+    texts = ["ab", "", "q łžq", "c<s>", "日本 ", "x", "éé"]
+    whole, unknown = encode_all(TOKENIZER, texts)
+    sizes = []
+    monkeypatch.setattr(module, "_BLOCK_TEXTS", block)
+    monkeypatch.setattr(
+        module.np, "split", lambda labels, at, plain=np.split: sizes.append(len(at) + 1) or plain(labels, at)
+    )
+    parts, counted = encode_all(TOKENIZER, texts)
+    assert [ids.tolist() for ids in parts] == [ids.tolist() for ids in whole] and counted == unknown
+    assert max(sizes) == block and sum(sizes) == 7
 
 
 def test_encoding_by_hand():

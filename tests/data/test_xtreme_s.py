@@ -42,10 +42,16 @@ def mls(texts: list[str], ids: list[str] | None = None) -> dict:
     rows = len(texts)
     ids = ids or [f"{text}_1_{row:06}" for row, text in enumerate(texts)]
     return {
-        "original_path": [f"{name}.opus" for name in ids], "begin_time": [0.0] * rows, "end_time": [1.0] * rows,
+        "original_path": ["http://www.archive.org/download/book_0911/book_01_64kb.mp3"] * rows,
+        "begin_time": [0.0] * rows, "end_time": [1.0] * rows,
         "transcript": texts, "audio_duration": [1.0] * rows, "speaker_id": ["7"] * rows, "chapter_id": ["9"] * rows,
         "id": ids,
     }  # fmt: skip
+
+
+def copies_of_audio(root: Path) -> list[Path]:
+    """What `datasets` writes where it cannot change a table in place: a new file of all its columns."""
+    return list(root.rglob("cache-*.arrow"))
 
 
 def load(root: Path, splits=("train",), **flags):
@@ -99,16 +105,21 @@ def test_mls_trains_on_the_ten_hour_split_in_either_layout(tmp_path, pattern, ca
     assert splits["test"].targets() == ["test een", "test twee"]
     assert train.languages == ["nl"] * 4
     assert train.dataset.features["lang_id"].names == ["nl", "en", "fr", "de", "it", "pl", "pt", "es"]
-    assert train.clip_names[2] == "1_hours een_1_000000.opus"
+    assert train.clip_names[2] == "1_hours een_1_000000"
     assert soundfile.info(io.BytesIO(train.audio(3))).samplerate == 16_000
     assert "facebook/multilingual_librispeech, config dutch, split 9_hours + 1_hours" in caplog.text
     assert "transcript -> transcription" in caplog.text
 
 
-def test_english_mls_is_picked_by_the_original_lists(tmp_path):
+@pytest.mark.parametrize("named_by", ["id", "path of the audio"])
+def test_english_mls_is_picked_by_the_original_lists(tmp_path, named_by):
     root = tmp_path / "parler-tts/mls_eng/data"
     ids = ["10_2_000001", "10_2_000002", "11_4_000007", "12_6_000009"]
-    write(root / "train-00000-of-00001.parquet", mls(["a", "b", "c", "d"], ids))
+    columns = mls(["a", "b", "c", "d"], ids)
+    if named_by != "id":
+        del columns["id"]
+        columns["audio_names"] = [f"{name}.flac" for name in ids]
+    write(root / "train-00000-of-00001.parquet", columns)
     with pytest.raises(InputError, match="no 10-hour training split.*limited_supervision"):
         load(tmp_path, task="mls", language="en")
     for folder, name in (("9hr", ids[3]), ("1hr/0", ids[1])):
@@ -117,6 +128,8 @@ def test_english_mls_is_picked_by_the_original_lists(tmp_path):
         listing.write_text(name + "\n")
     train = load(tmp_path, task="mls", language="en")["train"]
     assert train.targets() == ["b", "d"] and train.languages == ["en", "en"]
+    assert train.clip_names == [name if named_by == "id" else f"{name}.flac" for name in (ids[1], ids[3])]
+    assert not copies_of_audio(tmp_path)
 
 
 def test_all_languages_are_joined_in_order_and_all_that_fail_are_named(tmp_path):
@@ -189,6 +202,7 @@ def test_minds14_is_split_by_the_lists_of_xtreme_s(tmp_path, caplog):
     }  # fmt: skip
     assert splits["train"].clip_names == [f"{folder}/{name}.wav" for name in "ace"]
     assert splits["train"].label_names == INTENTS.names and splits["test"].languages == ["fr-FR"]
+    assert not copies_of_audio(tmp_path)
     assert [record.message for record in caplog.records] == [
         f"minds14.fr-FR validation: 1 listed clips are not in the data, such as {folder}/x.wav."
     ]
@@ -208,6 +222,7 @@ def test_listed_clips_are_found_by_the_end_of_a_path_and_languages_need_no_names
     lists.mkdir(parents=True)
     (lists / "test_fr-FR.tsv").write_text("fr-FR~ADDRESS/a.wav\n")
     split = load(tmp_path, ("test",), dataset_config_name="minds14.fr-FR")["test"]
+    assert not copies_of_audio(tmp_path)
     assert split.clip_names == ["/build/audio/fr-FR~ADDRESS/a.wav"] and split.languages == ["fr-FR"]
     assert split.dataset.features["lang_id"].names == list(xtreme_s.LANGUAGES["minds14"])
 
@@ -276,14 +291,56 @@ def test_a_broken_archive_or_one_that_reaches_outside_is_refused(tmp_path):
         load(tmp_path, ("test",), task="fleurs-asr", language="fr_fr")
 
 
+def test_archives_are_unpacked_whole_for_everybody_or_not_at_all(tmp_path):
+    archive(tmp_path, "fr_fr", "test", ["un"])
+    load(tmp_path, ("test",), task="fleurs-asr", language="fr_fr")
+    (folder,) = (tmp_path / "cache/xtremes_jax_archives").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o755 and (folder / "test/un.wav").is_file()
+    path = tmp_path / "google/fleurs/data/fr_fr/audio/test.tar.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        load(tmp_path, ("test",), task="fleurs-asr", language="fr_fr")
+    assert list(folder.parent.iterdir()) == [folder], "nothing half unpacked is left"
+
+
+def test_processes_that_unpack_at_the_same_time_share_one_folder(tmp_path, monkeypatch):
+    archive(tmp_path, "fr_fr", "test", ["un"])
+    path = tmp_path / "google/fleurs/data/fr_fr/audio/test.tar.gz"
+    plain, folders = tarfile.TarFile.extractall, []
+
+    def slow(members, folder, **options):
+        plain(members, folder, **options)
+        if not folders:
+            folders.append(folder)
+            folders.append(xtreme_s._unpack(path, tmp_path / "cache"))  # another process is quicker
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", slow)
+    assert xtreme_s._unpack(path, tmp_path / "cache") == folders[1]
+    assert [folder.name for folder in folders[1].parent.iterdir()] == [folders[1].name]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [("0\tun", "x\tun", "'x'"), ("600", "?", "'[?]'")])
+def test_a_listing_without_numbers_is_refused(tmp_path, old, new, said):
+    archive(tmp_path, "fr_fr", "test", ["un"])
+    listing = tmp_path / "google/fleurs/data/fr_fr/test.tsv"
+    listing.write_text(listing.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=f"test.tsv, line 1: {said} is no whole number"):
+        load(tmp_path, ("test",), task="fleurs-asr", language="fr_fr")
+
+
 class FakeHub:
-    """Stands in for the hub's file system: remembers what was looked for, has files at one pattern."""
+    """Stands in for the hub's file system: remembers what was looked for, has files at one pattern.
+
+    Like the hub's own it raises an error for a revision that is not there.
+    """
 
     def __init__(self, holds: str, asked: list[str]):
         self.holds, self.asked = holds, asked
 
     def glob(self, pattern: str) -> list[str]:
         self.asked.append(pattern)
+        if "@refs" in self.holds and "@main" in pattern:
+            raise FileNotFoundError(f"{pattern} (revision not found)")
         return [pattern.replace("*", name) for name in ("0001", "0000")] if pattern == self.holds else []
 
 
@@ -294,6 +351,8 @@ def test_the_hub_is_asked_for_each_revision_and_layout(monkeypatch):
     files = xtreme_s.find_parquet(resolve("minds14.de-DE"), "train", None)
     address = "hf://datasets/PolyAI/minds14@refs%2Fconvert%2Fparquet/de-DE/train"
     assert files == [f"{address}/0000.parquet", f"{address}/0001.parquet"]
+    assert xtreme_s.find_parquet(resolve("fleurs.de_de"), "train", None) == []
+    del asked[asked.index(holds) + 1 :]
     assert asked[0] == "datasets/PolyAI/minds14@main/de-DE/train-*.parquet" and asked[-1] == holds
 
 

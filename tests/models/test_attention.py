@@ -1,4 +1,4 @@
-"""Attention against NumPy, its two paths against each other, and masked rows."""
+"""Attention against NumPy, with masked rows and dropout; on a GPU, cuDNN's fused path against the explicit one."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def keys(rows=3):
 
 
 NEXT_TO_NO_DROPOUT = 1e-9
-"""Takes the explicit path and drops nothing."""
+"""Takes the explicit path wherever it is, draws, and drops nothing."""
 
 
 @pytest.mark.parametrize("rate", [0.0, NEXT_TO_NO_DROPOUT])
-def test_both_paths_are_softmax_attention_over_valid_keys(rate, rng):
+def test_it_is_softmax_attention_over_valid_keys_with_and_without_draws(rate, rng):
     arrays = draw(rng)
     lengths = [9, 5, 1]
     ours = attend(*map(jnp.asarray, arrays), jnp.array(lengths), dropout_rate=rate, randomness=keys())
@@ -73,3 +73,32 @@ def test_dropout_drops_probabilities_and_keeps_their_mean(rng):
     )(jax.random.split(jax.random.key(5), 3000))
     assert (np.asarray(many[0]) != np.asarray(exact)).any()
     np.testing.assert_allclose(many.mean(axis=0), exact, atol=0.15)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's fused attention needs an NVIDIA GPU")
+@pytest.mark.parametrize("head_features", [64, 80, 120])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_fused_path_agrees_with_the_explicit_one(head_features, dtype, rng):
+    lengths, frames = jnp.array([97, 40, 0, 1]), 97
+    shape = (4, frames, 3, head_features)
+    arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(3)]
+    # Rows without a frame give anything finite, and frames past the length are read by nobody.
+    counted = (np.arange(frames) < lengths[:, None])[:, :, None, None]
+    weights = jnp.asarray(rng.standard_normal(shape), jnp.float32) * counted
+
+    def step(rate):
+        def loss(*arrays):
+            y = attend(*arrays, lengths, dropout_rate=rate, randomness=keys(4)).astype(jnp.float32)
+            return jnp.sum(weights * y), y
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+    assert "fmha" in step(0.0).lower(*arrays).compile().as_text()
+    (_, fused), fused_gradients = step(0.0)(*arrays)
+    (_, explicit), explicit_gradients = step(NEXT_TO_NO_DROPOUT)(*arrays)
+    assert np.isfinite(np.asarray(fused)).all()
+    np.testing.assert_allclose(fused * counted, explicit * counted, atol=0.03)
+    for ours, theirs in zip(fused_gradients, explicit_gradients, strict=True):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, theirs, atol=0.02 * np.abs(theirs).max())

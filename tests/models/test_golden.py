@@ -1,6 +1,9 @@
 """Logits and gradients of both layouts and all heads, against the golden tensors that PyTorch made."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -43,6 +46,11 @@ def golden_model(golden, head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_logits_and_gradients_are_those_of_pytorch(golden, head):
+    compare(golden, head)
+
+
+def compare(golden, head):
+    """Checks the logits of all rows, and the gradients where the file has them."""
     config, params = golden_model(golden, head)
     expected = [golden[f"logits/{head}/{row}"] for row in range(len(golden["audio"]))]
     weights = [golden.get(f"weights/{head}/{row}", np.ones_like(logits)) for row, logits in enumerate(expected)]
@@ -74,3 +82,22 @@ def same_gradients(ours, golden, head):
         # The second term is for gradients that are 0 but for rounding (the bias of the keys).
         bound = 1e-3 * np.abs(theirs[name]).max() + 1e-6 * largest
         assert np.abs(gradient - theirs[name]).max() <= bound, name
+
+
+AS_USERS_COMPILE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, test_golden
+with np.load(test_golden.GOLDEN / "wav2vec2_layer.npz") as file:
+    test_golden.compare(dict(file), "ctc")
+print("agrees")
+"""
+
+
+def test_it_also_agrees_with_the_optimization_that_users_have():
+    """The other tests compile without LLVM's optimization (see conftest.py), which could hide what it breaks."""
+    kept = [flag for flag in os.environ["XLA_FLAGS"].split() if "backend_optimization_level" not in flag]
+    environment = os.environ | {"XLA_FLAGS": " ".join(kept), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", AS_USERS_COMPILE, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "agrees", done.stderr[-3000:]

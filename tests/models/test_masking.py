@@ -152,3 +152,10 @@ def test_coverage_has_the_references_distribution(prob, span, least):
     assert ours_covered.mean() == pytest.approx(theirs_covered.mean(), abs=error)
     assert ours_covered.std() == pytest.approx(theirs_covered.std(), rel=0.15)
     np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=5 * (2 * 0.25 / rows) ** 0.5)
+
+
+@pytest.mark.parametrize("frames", [31, 64])
+def test_padding_changes_no_draw_of_dropout(frames, rng):
+    x = jnp.asarray(rng.uniform(1, 2, (3, 30, 8)).astype(np.float32))
+    padded = jnp.pad(x, ((0, 0), (0, frames - 30), (0, 0)), constant_values=1)
+    np.testing.assert_array_equal(dropout(padded, 0.4, keys(4, 3))[:, :30], dropout(x, 0.4, keys(4, 3)))

@@ -32,8 +32,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     selection = _select(data)
     training = _complete(training, selection)
     checks.check_best_model(training, selection, given)
-    notes = checks.find_idle(data, training, given) + _warn_direction(training, selection, given)
-    return Arguments(model, _name_selection(data, selection), training, selection, notes)
+    arguments = Arguments(model, _name_selection(data, selection), training, selection)
+    notes = checks.find_idle(arguments, given) + _warn_direction(training, selection, given)
+    return dataclasses.replace(arguments, notes=notes)
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> Arguments:
@@ -59,7 +60,8 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> Arguments:
         raise InputError("There is no model to score. Add --model_name_or_path with a directory or a hub id.")
     checks.check_training(training, given)
     selection = _select(data)
-    return Arguments(model, _name_selection(data, selection), _complete(training, selection), selection)
+    arguments = Arguments(model, _name_selection(data, selection), _complete(training, selection), selection)
+    return dataclasses.replace(arguments, notes=checks.find_idle(arguments, given))
 
 
 def _fill(given: Given) -> tuple[ModelArguments, DataArguments, TrainingArguments]:

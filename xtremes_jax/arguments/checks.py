@@ -1,10 +1,11 @@
 """What flags must not say together, found before any work is done."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from xtremes_jax.arguments.fields import DataArguments, ModelArguments, TrainingArguments
-from xtremes_jax.arguments.parse import Given
+from xtremes_jax.arguments.fields import Arguments, DataArguments, ModelArguments, TrainingArguments
+from xtremes_jax.arguments.parse import FLAGS, Given
 from xtremes_jax.errors import InputError
 from xtremes_jax.tasks import Selection, nearest
 
@@ -89,8 +90,23 @@ def check_training(training: TrainingArguments, given: Given) -> None:
         value = getattr(training, name)
         if value is not None and value >= 1 and value != int(value):
             raise InputError(f"{given.source(name)} {value:g} must be whole, or below 1 for a share of the run.")
+    _check_fresh_start(training, given)
     if {"none"} < set(training.report_to):
         raise InputError(f"{given.source('report_to')} {' '.join(training.report_to)}: none excludes the others.")
+
+
+def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
+    """Refuses to resume from what the run is to overwrite."""
+    wanted = training.resume_from_checkpoint
+    if not (training.do_train and training.overwrite_output_dir and wanted is not None):
+        return
+    output, source = Path(training.output_dir).resolve(), Path(wanted).resolve()
+    if wanted in ("True", "true") or output == source or output in source.parents:
+        raise InputError(
+            f"{given.source('overwrite_output_dir')} would delete the checkpoint that "
+            f"{given.source('resume_from_checkpoint')} {wanted} names. To go on from it, leave out the former; to "
+            "start afresh, the latter; or write to another --output_dir."
+        )
 
 
 def check_best_model(training: TrainingArguments, selection: Selection, given: Given) -> None:
@@ -119,7 +135,7 @@ def check_best_model(training: TrainingArguments, selection: Selection, given: G
 def _check_multiple(save_steps: float, eval_steps: float, wanted: str) -> None:
     mixed = (save_steps < 1) != (eval_steps < 1)
     # Shares of the run are compared in whole millionths, which floats of this size hold exactly.
-    save, evaluate = (round(steps * 1_000_000) for steps in (save_steps, eval_steps))
+    save, evaluate = (max(1, round(steps * 1_000_000)) for steps in (save_steps, eval_steps))
     if mixed or save % evaluate:
         raise InputError(
             f"{wanted} needs --save_steps ({save_steps:g}) to be a multiple of --eval_steps ({eval_steps:g}), so that "
@@ -127,40 +143,55 @@ def _check_multiple(save_steps: float, eval_steps: float, wanted: str) -> None:
         )
 
 
-# What a flag needs to take part in a run -> the flags that need it, and whether the run has it.
-_IDLE_UNLESS = {
-    "--eval_strategy steps": (("eval_steps",), lambda data, run: run.eval_strategy == "steps"),
-    "--save_strategy steps": (("save_steps",), lambda data, run: run.save_strategy == "steps"),
-    "--logging_strategy steps": (
-        ("logging_steps", "logging_first_step"),
-        lambda data, run: run.logging_strategy == "steps",
+NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
+    "train": ("without --do_train", lambda run: run.training.do_train),
+    "eval": ("without --do_eval", lambda run: run.training.do_eval),
+    "predict": ("without --do_predict", lambda run: run.training.do_predict),
+    "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
+    "ctc": ("in a task of classification", lambda run: run.selection.task.kind == "ctc"),
+    "classification": ("in a task of recognition", lambda run: run.selection.task.kind == "classification"),
+    "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
+    "batch_size": (
+        "beside --max_batch_seconds, which groups clips by length",
+        lambda run: run.data.max_batch_seconds is None or run.data.group_by_length,
     ),
-    "--load_best_model_at_end": (
-        ("metric_for_best_model", "greater_is_better"),
-        lambda data, run: run.load_best_model_at_end,
+    "epochs": ("beside --max_steps", lambda run: run.training.max_steps < 0),
+    "warmup": (
+        "without --lr_scheduler_type other than constant",
+        lambda run: run.training.lr_scheduler_type != "constant",
     ),
-    "--push_to_hub": (("hub_model_id", "hub_token", "hub_private_repo"), lambda data, run: run.push_to_hub),
-    "--report_to tensorboard": (("logging_dir", "run_name"), lambda data, run: bool(run.report_to)),
-    "--do_train": (
-        ("train_split_name", "max_train_samples", "group_by_length", "learning_rate", "num_train_epochs", "max_steps"),
-        lambda data, run: run.do_train,
+    "eval_steps": ("without --eval_strategy steps", lambda run: run.training.eval_strategy == "steps"),
+    "save_steps": ("without --save_strategy steps", lambda run: run.training.save_strategy == "steps"),
+    "log_steps": ("without --logging_strategy steps", lambda run: run.training.logging_strategy == "steps"),
+    "best": (
+        "without an --eval_strategy and a --save_strategy: there is no checkpoint with a score to choose from",
+        lambda run: "no" not in (run.training.eval_strategy, run.training.save_strategy),
     ),
-    "--do_eval": (("eval_split_name", "max_eval_samples"), lambda data, run: run.do_eval),
-    "--do_predict": (("predict_split_name", "max_predict_samples"), lambda data, run: run.do_predict),
-    "--max_steps -1": (("num_train_epochs",), lambda data, run: run.max_steps < 0),
-    "--lr_scheduler_type other than constant": (
-        ("warmup_steps", "warmup_ratio"),
-        lambda data, run: run.lr_scheduler_type != "constant",
+    "metric": (
+        "without --metric_for_best_model or --load_best_model_at_end",
+        lambda run: run.training.metric_for_best_model is not None,
     ),
+    "tensorboard": ("without --report_to tensorboard", lambda run: bool(run.training.report_to)),
+    "push": ("without --push_to_hub", lambda run: run.training.push_to_hub),
 }
+"""Words of `flag(needs=...)` -> how a note says that the run lacks it, and whether a run has it."""
 
 
-def find_idle(data: DataArguments, training: TrainingArguments, given: Given) -> tuple[str, ...]:
-    """One sentence for each flag that was given but has no part in this run, as in Transformers."""
-    notes = []
-    for needed, (names, holds) in _IDLE_UNLESS.items():
-        if not holds(data, training):
-            notes += [
-                f"{given.source(name)} has no effect without {needed}." for name in names if given.values.get(name)
-            ]
-    return tuple(notes)
+def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
+    """One sentence for each reason for which flags that were given change nothing in this run, whatever their value.
+
+    Args:
+        arguments: made definite; see `Arguments`.
+        given: only what was given is told of, and a flag once.
+    """
+    idle: dict[str, list[str]] = {}
+    for name, value in given.values.items():
+        lacking = [words for words, holds in map(NEEDS.get, FLAGS[name].metadata["needs"]) if not holds(arguments)]
+        if lacking and value is not None:
+            idle.setdefault(lacking[0], []).append(given.source(name))
+    return tuple(f"{_listed(names)} no effect {words}." for words, names in idle.items())
+
+
+def _listed(names: list[str]) -> str:
+    """ "a has", "a and b have", "a, b and c have"."""
+    return f"{names[0]} has" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} have"

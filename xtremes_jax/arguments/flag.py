@@ -15,6 +15,7 @@ def flag(
     at_most: float | None = None,
     below: float | None = None,
     scoring: bool = False,
+    needs: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with this default that doubles as a flag of the same name.
 
@@ -24,6 +25,7 @@ def flag(
         choices: the only words allowed.
         at_least, above, at_most, below: bounds of a number.
         scoring: whether `python -m xtremes_jax.evaluate` takes the flag too.
+        needs: what a run must do for the flag to change anything, in words of `checks.NEEDS`.
     """
     metadata = {
         "help": help,
@@ -34,5 +36,6 @@ def flag(
         "at_most": at_most,
         "below": below,
         "scoring": scoring,
+        "needs": needs,
     }
     return dataclasses.field(default=default, metadata=metadata)

@@ -28,6 +28,9 @@ _FALSE = frozenset({"false", "f", "no", "n", "0"})
 _OLD_VALUES = {"train_sampling_strategy": {"group_by_length": "true", "random": "false"}}
 """Words that an old name takes where its flag takes others."""
 
+_LARGEST_WHOLE = 2**63 - 1
+"""Of any flag: what a 64-bit integer holds, as seeds and counts of steps become."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -107,6 +110,8 @@ def _read_json(path: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is no object of flags: its values are nested too deeply.") from error
     if not isinstance(content, dict):
         raise InputError(f'{path} must hold one object of flags and values, such as {{"task": "mls"}}.')
     return content
@@ -277,7 +282,10 @@ def _from_json(flag: Flag, value: Any) -> Any:
     if isinstance(value, bool) or flag.kind is bool:
         return value if isinstance(value, bool) and flag.kind is bool else None
     if flag.kind is float and isinstance(value, int):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     return value if isinstance(value, flag.kind) else None
 
 
@@ -295,6 +303,8 @@ def _from_word(flag: Flag, word: str | bool | None) -> Any:
 
 def _check_bounds(flag: Flag, value: float, where: str) -> None:
     bounds = flag.metadata
+    if flag.kind is int and abs(value) > _LARGEST_WHOLE:
+        raise InputError(f"{where} is out of range: it must be at most {_LARGEST_WHOLE}.")
     if not math.isfinite(value):
         raise InputError(f"{where} {value} is not a finite number.")
     for bound, words, holds in (

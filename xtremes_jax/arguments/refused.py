@@ -106,7 +106,7 @@ REFUSED: dict[str, Refused] = {
     "ray_scope": Refused("Ray's search of hyperparameters is not used", ("last",)),
     # Data loading.
     "dataloader_pin_memory": Refused("batches are copied to the devices ahead of their use by JAX", ("true",)),
-    "dataloader_persistent_workers": Refused("workers live for the whole run", ("true",)),
+    "dataloader_persistent_workers": Refused("training keeps its workers for the whole run", ("true",)),
     "dataloader_prefetch_factor": Refused(_LOADER, ("none",)),
     "dataloader_multiprocessing_context": Refused(_LOADER, ("none",)),
     "dataloader_in_order": Refused("batches always come in the order of the plan, so that a run repeats", ("true",)),
@@ -121,7 +121,7 @@ REFUSED: dict[str, Refused] = {
     "eval_accumulation_steps": Refused("predictions leave the devices after every batch", ("none", "1")),
     "eval_do_concat_batches": Refused("scores are those of the whole split", ("true",)),
     "batch_eval_metrics": Refused("scores are those of the whole split"),
-    "eval_use_gather_object": Refused("only class and token ids are gathered"),
+    "eval_use_gather_object": Refused("one process runs, so that no predictions have to be gathered"),
     "prediction_loss_only": Refused("leave out --do_eval and --do_predict if no score is wanted"),
     "include_for_metrics": Refused(_METRICS),
     "include_inputs_for_metrics": Refused(_METRICS),
@@ -133,9 +133,12 @@ REFUSED: dict[str, Refused] = {
     "generation_config": Refused(_GENERATE),
     # Logging.
     "debug": Refused("set JAX_DEBUG_NANS=true to find a value that is not finite"),
-    "logging_nan_inf_filter": Refused("a loss that is not finite is logged as such", ("false",)),
-    "log_level_replica": Refused("other processes log warnings", ("warning",)),
-    "log_on_each_node": Refused("the first process logs", ("false",)),
+    "logging_nan_inf_filter": Refused(
+        "steps with a loss or gradients that are not finite are left out of the mean that is logged, and counted",
+        ("true",),
+    ),
+    "log_level_replica": Refused("one process runs, and logs as --log_level says", ("warning",)),
+    "log_on_each_node": Refused("one process runs, on one machine, and logs there", ("true", *OFF)),
     "include_num_input_tokens_seen": Refused(_TOKENS, (*OFF, "no")),
     "include_tokens_per_second": Refused(_TOKENS),
     "skip_memory_metrics": Refused("profile memory with jax.profiler", ("true",)),
@@ -146,7 +149,7 @@ REFUSED: dict[str, Refused] = {
     # Checkpoints and the hub.
     "save_safetensors": Refused("weights are written as safetensors", ("true",)),
     "save_only_model": Refused("a checkpoint without the optimizer's state could not be resumed from"),
-    "save_on_each_node": Refused("every process writes its shards into one checkpoint"),
+    "save_on_each_node": Refused("one process runs, on one machine, and writes its checkpoints there"),
     "enable_jit_checkpoint": Refused("SIGTERM always saves a checkpoint", ("true",)),
     "restore_callback_states_from_checkpoint": Refused("there are no callbacks"),
     "hub_strategy": Refused("the finished run is uploaded once", ("end",)),

@@ -7,12 +7,13 @@ soxr resamples. Nothing else is needed: no FFmpeg, no torch.
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import fsspec
 import numpy as np
 import soundfile
 import soxr
@@ -110,6 +111,27 @@ def decode(source: Source, segment: Segment | None = None) -> np.ndarray:
 def num_samples_16k(frames: int, sample_rate: int) -> int:
     """Length at 16 kHz of `frames` samples at `sample_rate` Hz, as soxr gives it: rounded, halves upwards."""
     return (2 * frames * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+
+
+def stored_source(stored: Mapping[str, Any] | None) -> bytes | Path:
+    """Encoded audio of one value of an audio column, `{"bytes": …, "path": …}`: bytes, or the path of a file.
+
+    Raises:
+        InputError: It holds neither, or its remote file cannot be read.
+    """
+    stored = stored or {}
+    if stored.get("bytes") is not None:
+        return stored["bytes"]
+    path = stored.get("path")
+    if not path:
+        raise InputError("the row has no audio, neither bytes nor a path")
+    if "://" not in path:
+        return Path(path)
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except Exception as error:  # every file system has its own exceptions
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _mono_blocks(file: soundfile.SoundFile, start: int, frames: int) -> Iterator[np.ndarray]:

@@ -189,7 +189,7 @@ def read_transcript(path: Path) -> list[tuple[float, float, str]]:
 
 
 def clean_tags(text: str) -> str:
-    """Text without the tags that stand for no word, and without the space they leave behind."""
+    """Text without the tags that stand for no word, its words separated by single spaces."""
     for tag in TAGS:
         text = text.replace(tag, " ")
     return " ".join(text.split())

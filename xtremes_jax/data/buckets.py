@@ -18,7 +18,6 @@ of 1,871 clips that pads 20% of the samples at 8 rows and 59% at 64; this pads 1
 Nothing here depends on hosts, devices or workers. All lengths are in samples at 16 kHz.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

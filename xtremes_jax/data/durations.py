@@ -8,11 +8,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from xtremes_jax.data.sources import RawSplit
 
 logger = logging.getLogger(__name__)
+
+_CHUNK = 64
+"""Rows that a thread is given at a time: enough that handing them over costs nothing, and few enough that the audio of
+a chunk for each thread fits in memory, where rows were picked out of a larger table and Arrow has to copy them."""
+
+_UNDER_WAY = 64
+"""Chunks handed out at a time."""
 
 _VERSION = 1  # of the file's format and of what `audio.probe` accepts
 
@@ -64,13 +72,14 @@ def read_durations(
     """
     cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "durations" / f"{_key(raw)}.json"
     known = None if overwrite else _load(cache, len(raw.clip_names))
-    stale = list(range(len(raw.clip_names))) if known is None else _changed(known)
-    if not stale:
-        return known
-    if known is None:
-        count = len(raw.clip_names)
-        known = Durations(np.zeros(count, np.int64), np.zeros(count, bool), {})
-    _probe_rows(raw, stale, known, num_workers or os.cpu_count(), show_progress)
+    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+        stale = range(len(raw.clip_names)) if known is None else _changed(known, pool)
+        if not len(stale):
+            return known
+        if known is None:
+            count = len(raw.clip_names)
+            known = Durations(np.zeros(count, np.int64), np.zeros(count, bool), {})
+        _probe_rows(raw, stale, known, pool, show_progress)
     try:
         write_atomically(cache, _to_json(known))
     except OSError as error:
@@ -84,47 +93,73 @@ def _key(raw: "RawSplit") -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
 
 
-def _probe_rows(raw: "RawSplit", rows: Sequence[int], into: Durations, num_workers: int, show_progress: bool) -> None:
+def _probe_rows(
+    raw: "RawSplit", rows: Sequence[int], into: Durations, pool: ThreadPoolExecutor, show_progress: bool
+) -> None:
     """Fills in the given rows."""
+    probed: set[str] = set()
+    bar = tqdm(
+        _in_chunks(pool, lambda chunk: _probe_chunk(raw, chunk), rows),
+        f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False,
+    )  # fmt: skip
+    for row, (info, file) in zip(rows, bar, strict=True):
+        readable = not isinstance(info, str)
+        into.num_samples[row] = info.num_samples_16k if readable else 0
+        into.is_float[row] = readable and info.is_float
+        into.reasons.pop(row, None)
+        if not readable:
+            into.reasons[row] = info
+        if file is not None:
+            into.file_of_row[row] = file
+            probed.add(file)
+    # Once a file, however many of its segments are rows.
+    into.files.update(_stamps(sorted(probed), pool))
 
-    def probe(row: int) -> tuple[audio.AudioInfo | str, str | None]:
+
+def _probe_chunk(raw: "RawSplit", rows: Sequence[int]) -> list[tuple[audio.AudioInfo | str, str | None]]:
+    """What each row's header says, or why it cannot be read; and the file it lies in, outside the data set."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        rows = range(rows[0], rows[-1] + 1)  # a slice of the table, not a copy
+    found = []
+    for row, stored in zip(rows, raw.stored(rows), strict=True):
         file = None
         try:
-            source = raw.audio(row)
+            source = audio.stored_source(stored)
             if not isinstance(source, bytes):
                 file = os.path.abspath(source)
-            return audio.probe(source, raw.segment(row)), file
+            found.append((audio.probe(source, raw.segment(row)), file))
         except InputError as error:
-            return str(error), file
+            found.append((str(error), file))
+    return found
 
-    with ThreadPoolExecutor(num_workers) as pool:
-        found = pool.map(probe, rows)
-        bar = tqdm(found, f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False)
-        for row, (info, file) in zip(rows, bar, strict=True):
-            readable = not isinstance(info, str)
-            into.num_samples[row] = info.num_samples_16k if readable else 0
-            into.is_float[row] = readable and info.is_float
-            into.reasons.pop(row, None)
-            if not readable:
-                into.reasons[row] = info
-            if file is not None:
-                into.file_of_row[row] = file
-                into.files[file] = None  # stamped below: once a file, however many of its segments are rows
-    for file in {into.file_of_row[row] for row in rows if row in into.file_of_row}:
-        into.files[file] = _stamp(file)
+
+def _in_chunks(pool: ThreadPoolExecutor, function: Callable[[Sequence], Sequence], items: Sequence) -> Iterator[Any]:
+    """`function`'s results for the items in their order; few chunks are under way at a time, however many there are."""
+    under_way: deque[Future] = deque()
+    for first in range(0, len(items), _CHUNK):
+        under_way.append(pool.submit(function, items[first : first + _CHUNK]))
+        if len(under_way) > _UNDER_WAY:
+            yield from under_way.popleft().result()
+    while under_way:
+        yield from under_way.popleft().result()
+
+
+def _stamps(files: Sequence[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """Each file with its stamp. In parallel, because on a file system over a network each waits for an answer."""
+    yield from zip(files, _in_chunks(pool, lambda chunk: [_stamp(file) for file in chunk], files), strict=True)
 
 
 def _stamp(file: str) -> tuple[int, int] | None:
     try:
         status = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in a path
         return None
     return status.st_size, status.st_mtime_ns
 
 
-def _changed(known: Durations) -> list[int]:
+def _changed(known: Durations, pool: ThreadPoolExecutor) -> list[int]:
     """Rows whose audio file is not what it was."""
-    changed = {file for file, stamp in known.files.items() if _stamp(file) != stamp}
+    changed = {file for file, stamp in _stamps(list(known.files), pool) if known.files[file] != stamp}
     return [row for row, file in known.file_of_row.items() if file in changed]
 
 

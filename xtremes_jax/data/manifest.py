@@ -7,6 +7,7 @@ Common Voice's TSV (`path`, `sentence`, `locale`, clips under `clips/`) and NeMo
 import csv
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,13 +21,19 @@ from xtremes_jax.tasks import nearest
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+_FIRST = 100  # rows by which it is judged where the files are: a few of them may be missing
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """Split -> names that manifests give it; the first that is there counts, after the name that was asked for."""
 
+_USUAL_AUDIO = "audio"
 _AUDIO = ("path", "file", "audio_filepath", "audio_path", "audio_file", "file_name", "filename", "wav")
-_TEXT = ("transcription", "text", "sentence", "transcript", "normalized_text")
-_CLASS = ("label", "class")
 _LANGUAGE = ("language", "locale", "lang", "lang_id")
+_TARGETS = {
+    "transcription": ("text", "sentence", "transcript", "normalized_text"),
+    "intent_class": ("label", "class"),
+    "lang_id": (*_LANGUAGE, "label", "class"),
+}
+"""Target column of a task -> the names under which manifests may have it. Never a column of another kind of target."""
 
 
 def manifest_configs(path: Path) -> dict[str, Path]:
@@ -51,7 +58,13 @@ def _split_files(folder: Path) -> dict[str, Path]:
 
 
 def open_manifest(
-    name: str, configs: Mapping[str, Path], *, audio_column: str, target_column: str, wanted: Iterable[str]
+    name: str,
+    configs: Mapping[str, Path],
+    *,
+    audio_column: str,
+    target_column: str,
+    usual_target: bool,
+    wanted: Iterable[str],
 ) -> Repository:
     """Opens manifests as configs of rows: `audio_column`, `target_column`, and `language` where it is known.
 
@@ -61,8 +74,10 @@ def open_manifest(
     Args:
         name: What the person gave, for messages.
         configs: From `manifest_configs`.
-        audio_column: Name of the column of paths; other usual names are taken in its place, which is logged.
-        target_column: Name of the column to predict; likewise.
+        audio_column: Name of the column of paths. In the place of "audio", which is the flag's default, other usual
+            names are taken, which is logged.
+        target_column: Name of the column to predict; likewise, but only if
+        usual_target: it is the task's own and not a column that the person chose.
         wanted: Names of the splits of this run: a single file without a `split` column serves only one.
 
     Raises:
@@ -85,7 +100,7 @@ def open_manifest(
         if found != split:
             logger.info("%s: split %s is called %s here.", path, split, found)
         file = _split_files(path)[found] if path.is_dir() else path
-        return _to_dataset(file, rows[found], audio_column, target_column)
+        return _to_dataset(file, rows[found], audio_column, target_column, usual_target)
 
     return Repository(name, tuple(configs), load)
 
@@ -168,13 +183,15 @@ def _find_column(path: Path, columns: list[str], flag: str, wanted: str, others:
     return found
 
 
-def _to_dataset(path: Path, rows: list[dict], audio_column: str, target_column: str) -> datasets.Dataset:
+def _to_dataset(
+    path: Path, rows: list[dict], audio_column: str, target_column: str, usual_target: bool
+) -> datasets.Dataset:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    audio = _find_column(path, columns, "--audio_column_name", audio_column, _AUDIO)
-    classes = target_column in ("lang_id", "intent_class")
-    target = _find_column(
-        path, columns, "--target_column_name", target_column, _LANGUAGE + _CLASS if classes else _TEXT
+    audio = _find_column(
+        path, columns, "--audio_column_name", audio_column, _AUDIO if audio_column == _USUAL_AUDIO else ()
     )
+    others = _TARGETS.get(target_column, ()) if usual_target else ()
+    target = _find_column(path, columns, "--target_column_name", target_column, others)
     data = {
         audio_column: _resolve(path, [row.get(audio) for row in rows]),
         target_column: [_text(row.get(target)) for row in rows],
@@ -194,14 +211,21 @@ def _text(value: object) -> str | None:
 
 
 def _resolve(path: Path, files: list) -> list[str | None]:
-    """Paths from the manifest's folder, or from its folder `clips` if the first one lies there (Common Voice)."""
+    """Paths from the manifest's folder, or from its folder `clips` if the first ones lie there (Common Voice).
+
+    Addresses such as `s3://…` stay as they are.
+    """
     base = path.parent.absolute()
-    first = next((file for file in files if file), None)
-    if first is None:
+    first = [str(file) for file in files if file][:_FIRST]
+    if not first:
         raise InputError(f"The manifest {path} names no audio file: every path is empty.")
-    if not (base / str(first)).exists() and (base / "clips" / str(first)).exists():
+
+    def lie_in(folder: Path) -> bool:
+        return any(os.path.exists(folder / file) for file in first)  # Path.exists raises where a name is too long
+
+    if not lie_in(base) and lie_in(base / "clips"):
         base = base / "clips"
-    return [str(base / str(file)) if file else None for file in files]
+    return [None if not file else str(file) if "://" in str(file) else str(base / str(file)) for file in files]
 
 
 def _stretches(path: Path, rows: list[dict]) -> tuple[list[float | None], list[float | None]]:

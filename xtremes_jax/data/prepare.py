@@ -19,6 +19,7 @@ from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import write_atomically
 from xtremes_jax.data.durations import Durations, read_durations
+from xtremes_jax.data.packed import PackedArrays, PackedTexts
 from xtremes_jax.data.text import TARGET_END, clean, encode_all
 from xtremes_jax.errors import InputError
 
@@ -56,12 +57,12 @@ class PreparedSplit:
     """`[N]` int64: row of each clip in `raw.dataset`, which is also its sample id."""
     num_samples: np.ndarray
     """`[N]` int64: exact length in samples at 16 kHz."""
-    labels: list[np.ndarray]
+    labels: Sequence[np.ndarray]
     """N arrays int32: `[tokens]` for CTC, `[1]` (the class) for classification; empty where `has_loss` is false."""
     references: list[str]
     """What a prediction is compared with: the cleaned transcript, or the name of the class."""
     languages: list[str]
-    clip_names: list[str]
+    clip_names: Sequence[str]
     has_loss: np.ndarray
     """`[N]` bool. False only in splits prepared for scoring: a clip too short for its transcript has no CTC alignment,
     so it counts in the error rate but has no loss."""
@@ -85,6 +86,17 @@ class PreparedSplit:
         row = int(self.rows[index])
         return audio.decode(self.raw.audio(row), self.raw.segment(row))
 
+    def for_workers(self) -> "PreparedSplit":
+        """The same clips with only what a loader's worker process needs, packed so that it travels fast.
+
+        Audio, labels and names are there; references, languages and what was left out are empty. Of a million clips a
+        list of labels takes seconds and hundreds of megabytes to be pickled, in every worker.
+        """
+        return replace(
+            self, raw=self.raw.for_workers(), labels=PackedArrays(self.labels), references=[], languages=[],
+            clip_names=PackedTexts(self.clip_names), skipped=[], unknown_characters={},
+        )  # fmt: skip
+
 
 def prepare(
     raw: "RawSplit",
@@ -96,7 +108,6 @@ def prepare(
     purpose: Purpose = "train",
     min_duration: float = 0.0,
     max_duration: float | None = None,
-    filter_durations: bool | None = None,
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
     overwrite_cache: bool = False,
@@ -112,8 +123,8 @@ def prepare(
         chars_to_ignore: For CTC, see `text.clean`.
         purpose: "train" leaves out clips too short for their transcript or for a single frame. "score" keeps them,
             without loss (`has_loss`), because a model is answerable for every clip of a test set.
-        min_duration, max_duration: Seconds; clips not strictly between them are filtered out.
-        filter_durations: Whether the limits apply; None: when training only, as in the reference script.
+        min_duration, max_duration: Seconds; when training, clips not strictly between them are filtered out, as in the
+            reference script.
         num_workers: Threads that read headers; None for one per CPU.
         cache_dir: Where durations are kept; None for `cache.default_cache_dir()`.
         overwrite_cache: Read all headers again.
@@ -126,8 +137,9 @@ def prepare(
         raw, num_workers=num_workers, cache_dir=cache_dir, overwrite=overwrite_cache, show_progress=show_progress
     )
     reasons = dict(durations.reasons)
-    limited = purpose == "train" if filter_durations is None else filter_durations
-    rows, filtered = _within_limits(durations, min_duration, max_duration) if limited else (_readable(durations), {})
+    rows, filtered = _readable(durations), {}
+    if purpose == "train":
+        rows, filtered = _within_limits(durations, rows, min_duration, max_duration)
     if kind == "ctc":
         found = _transcripts(raw, rows, tokenizer, chars_to_ignore, reasons)
     else:
@@ -190,9 +202,10 @@ def _readable(durations: Durations) -> np.ndarray:
     return np.array([row for row in range(len(durations.num_samples)) if row not in durations.reasons], np.int64)
 
 
-def _within_limits(durations: Durations, shortest: float, longest: float | None) -> tuple[np.ndarray, dict[str, int]]:
-    """Readable rows strictly between the limits (in seconds), and how many each limit left out."""
-    rows = _readable(durations)
+def _within_limits(
+    durations: Durations, rows: np.ndarray, shortest: float, longest: float | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Those of the rows strictly between the limits (in seconds), and how many each limit left out."""
     lengths = durations.num_samples[rows]
     too_short = lengths <= shortest * SAMPLE_RATE
     too_long = np.zeros_like(too_short) if longest is None else lengths >= longest * SAMPLE_RATE
@@ -240,7 +253,7 @@ def _classes(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Lab
     for row in map(int, rows):
         label = targets[row]
         if label is None:
-            reasons[row] = f"it has no class: column {raw.target_column} is null or negative"
+            reasons[row] = f"it has no class: column {raw.target_column} is null, negative or none of its classes"
         elif not 0 <= label < len(names):
             reasons[row] = f"its class {label} in column {raw.target_column} is not one of 0 to {len(names) - 1}"
         else:

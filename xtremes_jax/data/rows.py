@@ -1,16 +1,16 @@
 """The rows of one config and split: are their columns usable, which language is each in, which of them are wanted."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
 
 from xtremes_jax.data.repository import row_names
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import Selection, nearest
+from xtremes_jax.tasks import Selection, nearest, nearest_language
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,20 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 
 @dataclass(frozen=True)
 class Part:
-    """The wanted rows of one config."""
+    """One config, and which of its rows are wanted.
+
+    The rows are picked out last: where columns are changed after that, `datasets` writes a copy of all the audio.
+    """
 
     config: str
     table: datasets.Dataset
+    """All rows."""
+    keep: np.ndarray | None
+    """Wanted rows; None for all of them."""
     languages: list[str]
-    """Language of each row."""
+    """Language of each wanted row."""
     names: list[str]
-    """What a person knows each row by."""
+    """What a person knows each wanted row by."""
 
 
 def part_of(table: datasets.Dataset, config: str, split: str, audio_column: str, selection: Selection) -> Part:
@@ -38,14 +44,13 @@ def part_of(table: datasets.Dataset, config: str, split: str, audio_column: str,
     """
     where = f"{config}, split {split}"
     table = _with_stored_audio(table, audio_column, where)
-    table = _with_target(table, selection, where)
+    _check_target(table, selection, where)
     names = row_names(table, audio_column)
     languages = row_languages(table, config, selection)
     keep = _wanted_rows(table, languages, selection, where)
     if keep is not None:
-        table = table.select(keep)
         names, languages = [names[row] for row in keep], [languages[row] for row in keep]
-    return Part(config, table, languages, names)
+    return Part(config, table, keep, languages, names)
 
 
 def _missing(flag: str, name: str, table: datasets.Dataset, where: str, others: Sequence[str] = ()) -> InputError:
@@ -77,9 +82,13 @@ def _with_stored_audio(table: datasets.Dataset, column: str, where: str) -> data
 
 
 def _holds_paths(table: datasets.Dataset, column: str) -> bool:
-    """Whether the first text of a column is the path of a file: a wrong column is told apart from a missing clip."""
-    first = next((value for value in table.select(range(min(100, len(table))))[column][:] if value), None)
-    return first is not None and len(first) < 4096 and Path(first).is_file()
+    """Whether any of the first 100 texts is the path of a file, or an address such as `s3://…`.
+
+    So a wrong column is told apart from missing clips.
+    """
+    first = table.select(range(min(100, len(table))))[column][:]
+    # os.path.isfile, because Path.is_file raises an error where a text is too long for a name.
+    return any("://" in value or os.path.isfile(value) for value in first if value)
 
 
 def _describe(kind: object) -> str:
@@ -94,14 +103,14 @@ def _describe_all(table: datasets.Dataset) -> str:
     return ", ".join(f"{name} ({_describe(kind)})" for name, kind in table.features.items())
 
 
-def _with_target(table: datasets.Dataset, selection: Selection, where: str) -> datasets.Dataset:
+def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> None:
     flag, column = "--target_column_name", selection.target_column
     text = selection.task.kind == "ctc"
     usual = ("transcription", "text", "sentence", "transcript", "normalized_text") if text else ("label", "labels")
     if column not in table.column_names:
         raise _missing(flag, column, table, where, usual)
     kind = table.features[column]
-    is_text = isinstance(kind, datasets.Value) and kind.dtype in _TEXT_TYPES
+    is_text = _is_text(kind)
     is_class = isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and "int" in kind.dtype)
     if not (is_text or (is_class and not text)):
         raise InputError(
@@ -109,9 +118,6 @@ def _with_target(table: datasets.Dataset, selection: Selection, where: str) -> d
             f"predicts {'text' if text else 'classes, given as ClassLabel, text or whole numbers'}. The columns: "
             f"{_describe_all(table)}."
         )
-    if is_text and kind.dtype != "string":
-        return table.cast_column(column, datasets.Value("string"))
-    return table
 
 
 def row_languages(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
@@ -121,12 +127,23 @@ def row_languages(table: datasets.Dataset, config: str, selection: Selection) ->
     for column in _LANGUAGE_COLUMNS:
         if column not in table.column_names:
             continue
-        kind, values = table.features[column], table[column][:]
-        if isinstance(kind, datasets.ClassLabel):
-            return [fallback if value is None or value < 0 else kind.names[value] for value in values]
-        if isinstance(kind, datasets.Value) and kind.dtype in _TEXT_TYPES:
+        values = _texts(table, column)
+        if values is not None:
             return [value or fallback for value in values]
     return [fallback] * len(table)
+
+
+def _texts(table: datasets.Dataset, column: str) -> list[str | None] | None:
+    """A column's texts or names of classes, None where there is no such class; None if it holds neither."""
+    kind = table.features[column]
+    if isinstance(kind, datasets.ClassLabel):
+        known = range(len(kind.names))
+        return [kind.names[value] if value in known else None for value in table[column][:]]
+    return table[column][:] if _is_text(kind) else None
+
+
+def _is_text(kind: object) -> bool:
+    return isinstance(kind, datasets.Value) and kind.dtype in _TEXT_TYPES
 
 
 def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selection, where: str) -> np.ndarray | None:
@@ -139,8 +156,8 @@ def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selec
     language = _spelled(selection.language, known)
     if language is None:
         raise InputError(
-            f"--language {selection.language}: no clip of {where} is in it{_hint(selection.language, known)} Its "
-            f"languages: {', '.join(sorted(known))}."
+            f"--language {selection.language}: no clip of {where} is in it"
+            f"{nearest_language(selection.language, known)} Its languages: {', '.join(sorted(known))}."
         )
     return None if len(known) == 1 else np.flatnonzero(np.array(languages) == language)
 
@@ -152,13 +169,6 @@ def _spelled(language: str, known: Sequence[str]) -> str | None:
         return name.lower().replace("_", "-")
 
     return next((name for name in known if plain(name) == plain(language)), None)
-
-
-def _hint(language: str, known: Sequence[str]) -> str:
-    """Like `nearest`, but a name with the same language code (`fr` for `fr_fr` or `fr-FR`) counts as near."""
-    code = language.lower().replace("-", "_").partition("_")[0]
-    same = [name for name in known if name.lower().replace("-", "_").partition("_")[0] == code]
-    return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
 
 
 def _rows_of_group(table: datasets.Dataset, languages: list[str], selection: Selection, where: str) -> np.ndarray:
@@ -181,41 +191,72 @@ def _rows_of_group(table: datasets.Dataset, languages: list[str], selection: Sel
 
 
 def same_columns(parts: Sequence[Part], target_column: str) -> list[datasets.Dataset]:
-    """The tables of several configs with the columns that all of them have, of the same types.
+    """The wanted rows of several configs, with the columns that all of them have, of the same types.
 
-    Language labels may differ from config to config (each naming its own language): they are put into one list.
+    Language labels may differ from config to config (each naming its own language): they are put into one list. So may
+    the ways in which Arrow keeps text.
 
     Raises:
         InputError: The target column's type or classes differ.
     """
-    if len(parts) == 1:
-        return [parts[0].table]
     tables = [part.table for part in parts]
-    if target_column == "lang_id":
-        tables = _with_common_languages(parts)
+    if len(parts) > 1:
+        if target_column == "lang_id":
+            tables = _with_common_languages(tables)
+        for part, table in zip(parts, tables, strict=True):
+            kind, first = table.features[target_column], tables[0].features[target_column]
+            if not _same_kind(kind, first):
+                raise InputError(
+                    f"--target_column_name {target_column}: it is {_describe(kind)} in {part.config}, but "
+                    f"{_describe(first)} in {parts[0].config}, or their classes have other names. They can only be "
+                    "joined if they agree."
+                )
+        tables = _with_common_columns(tables)
+    wanted = zip(tables, parts, strict=True)
+    return [table if part.keep is None else table.select(part.keep) for table, part in wanted]
+
+
+def _same_kind(one: object, other: object) -> bool:
+    return one == other or (_is_text(one) and _is_text(other))
+
+
+def _with_common_columns(tables: Sequence[datasets.Dataset]) -> list[datasets.Dataset]:
+    """The columns that all tables have, text as `string` where they keep it differently."""
     first = tables[0].features
-    for part, table in zip(parts, tables, strict=True):
-        if table.features[target_column] != first[target_column]:
-            raise InputError(
-                f"--target_column_name {target_column}: it is {_describe(table.features[target_column])} in "
-                f"{part.config}, but {_describe(first[target_column])} in {parts[0].config}, or their classes have "
-                "other names. They can only be joined if they agree."
-            )
-    common = [name for name, kind in first.items() if all(table.features.get(name) == kind for table in tables)]
-    return [table.select_columns(common) for table in tables]
-
-
-def _with_common_languages(parts: Sequence[Part]) -> list[datasets.Dataset]:
-    kinds = [part.table.features["lang_id"] for part in parts]
-    if all(kind == kinds[0] for kind in kinds):
-        return [part.table for part in parts]
-    names = list(dict.fromkeys(name for part in parts for name in part.languages))
-    labels = datasets.ClassLabel(names=names)
+    common = [name for name, kind in first.items() if all(_same_kind(t.features.get(name), kind) for t in tables)]
+    unlike = [name for name in common if any(table.features[name] != first[name] for table in tables)]
+    tables = [table.select_columns(common) for table in tables]
+    if not unlike:
+        return tables
+    strings = datasets.Features({name: datasets.Value("string") for name in unlike})
+    # `cast` writes what it is given anew: only the texts, not the audio.
     return [
-        part.table.remove_columns("lang_id").add_column(
-            "lang_id", np.array([names.index(language) for language in part.languages]), feature=labels
+        datasets.concatenate_datasets(
+            [table.remove_columns(unlike), table.select_columns(unlike).cast(strings)], axis=1
+        ).select_columns(common)
+        for table in tables
+    ]  # fmt: skip
+
+
+def _with_common_languages(tables: Sequence[datasets.Dataset]) -> list[datasets.Dataset]:
+    """The tables with one list of languages, where each has its own; -1 for rows that have none."""
+    kinds = [table.features["lang_id"] for table in tables]
+    if all(_same_kind(kind, kinds[0]) for kind in kinds):
+        return list(tables)
+    columns = [_texts(table, "lang_id") for table in tables]
+    if any(texts is None for texts in columns):
+        return list(tables)
+    lists = [
+        kind.names if isinstance(kind, datasets.ClassLabel) else texts
+        for kind, texts in zip(kinds, columns, strict=True)
+    ]
+    names = list(dict.fromkeys(name for known in lists for name in known if name is not None))
+    numbers = {name: number for number, name in enumerate(names)} | {None: -1}
+    return [
+        table.remove_columns("lang_id").add_column(
+            "lang_id", np.array([numbers[text] for text in texts]), feature=datasets.ClassLabel(names=names)
         )
-        for part in parts
+        for table, texts in zip(tables, columns, strict=True)
     ]
 
 

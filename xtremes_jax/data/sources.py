@@ -7,18 +7,29 @@ choice of configs and languages, the check of columns, labels and sizes. Convent
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
-import fsspec
+import numpy as np
 
 from xtremes_jax.arguments import DataArguments
+from xtremes_jax.data.audio import stored_source
 from xtremes_jax.data.babel import open_babel
 from xtremes_jax.data.manifest import manifest_configs, open_manifest
-from xtremes_jax.data.repository import END, START, Repository, choose, open_repository, open_saved, saved_configs
+from xtremes_jax.data.repository import (
+    END,
+    START,
+    SYNTHETIC_MARKER,
+    Repository,
+    choose,
+    open_repository,
+    open_saved,
+    saved_configs,
+)
 from xtremes_jax.data.rows import Part, labels_of, part_of, same_columns
 from xtremes_jax.data.xtreme_s import open_xtreme_s
 from xtremes_jax.errors import InputError
@@ -28,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 """The value of `--dataset_name` that stands for the embedded corpus."""
-
-_SYNTHETIC_MARKER = "SYNTHETIC"  # the file by which demo.py marks its directory
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,22 @@ class RawSplit:
 
     @cached_property
     def _clips(self) -> datasets.Dataset:
-        return self.dataset.select_columns([self.audio_column])
+        return self.dataset.select_columns([self.audio_column]).with_format("arrow")
 
     @cached_property
-    def _segments(self) -> list[tuple[float, float] | None] | None:
+    def _segments(self) -> np.ndarray | None:
+        """`[rows, 2]` float64 seconds, NaN where the clip is all of its recording; None where all of them are."""
         if START not in self.dataset.column_names:
             return None
-        starts, ends = self.dataset[START][:], self.dataset[END][:]
-        return [None if start is None else (start, end) for start, end in zip(starts, ends, strict=True)]
+        return np.array([self.dataset[START][:], self.dataset[END][:]], np.float64).T
+
+    def stored(self, rows: Sequence[int] | range) -> Iterator[dict[str, Any] | None]:
+        """The audio column of some rows, one after the other; rows that follow each other are found much faster.
+
+        What it gives goes to `audio.stored_source`.
+        """
+        for value in self._clips[rows if isinstance(rows, range) else list(rows)][self.audio_column]:
+            yield value.as_py()
 
     def audio(self, row: int) -> bytes | Path:
         """Encoded audio of a row: the contents of an audio file, or the path of one. See also `segment`.
@@ -83,34 +100,41 @@ class RawSplit:
         Raises:
             InputError: The row has neither, or its remote file cannot be read.
         """
-        stored = self._clips[row][self.audio_column] or {}
-        if stored.get("bytes") is not None:
-            return stored["bytes"]
-        path = stored.get("path")
-        if not path:
-            raise InputError(f"{self.clip_names[row]}: the row has no audio, neither bytes nor a path.")
-        if "://" not in path:
-            return Path(path)
-        try:
-            with fsspec.open(path, "rb") as file:
-                return file.read()
-        except Exception as error:  # every file system has its own exceptions
-            raise InputError(f"{self.clip_names[row]}: {path} cannot be read: {error}") from error
+        return stored_source(next(self.stored(range(row, row + 1))))
 
     def segment(self, row: int) -> tuple[float, float] | None:
         """(start, end) in seconds, for a row that is a stretch of the recording `audio` gives; None for all of it."""
-        return None if self._segments is None else self._segments[row]
+        if self._segments is None or np.isnan(self._segments[row, 0]):
+            return None
+        start, end = self._segments[row].tolist()
+        return start, end
+
+    def for_workers(self) -> "RawSplit":
+        """The same rows with nothing but their audio: what worker processes get."""
+        columns = [name for name in (self.audio_column, START, END) if name in self.dataset.column_names]
+        return replace(self, dataset=self.dataset.select_columns(columns), languages=[], clip_names=[])
 
     def targets(self) -> list[str | None] | list[int | None]:
-        """What to predict for each row: text, or a class id (a place in `label_names`); None where it is null."""
+        """What to predict for each row: text, or a class id (a place in `label_names`).
+
+        None where it is null or negative. A number that is no class of a `ClassLabel` column is given as it is where
+        it cannot be mistaken for a place in `label_names`, else as None.
+        """
         values = self.dataset[self.target_column][:]
         if self.label_names is None:
             return values
         ids = {name: number for number, name in enumerate(self.label_names)}
         kind = self.dataset.features[self.target_column]
         if isinstance(kind, datasets.ClassLabel):  # its own order may be another where one split is text
-            return [None if value is None or value < 0 else ids[kind.names[value]] for value in values]
+            own = [ids[name] for name in kind.names]
+            return [None if value is None or value < 0 else _class_id(value, own, len(ids)) for value in values]
         return [None if value is None else ids[str(value)] for value in values]
+
+
+def _class_id(value: int, own: Sequence[int], classes: int) -> int | None:
+    if value < len(own):
+        return own[value]
+    return value if value >= classes else None
 
 
 def load_splits(
@@ -167,17 +191,15 @@ def open_source(
     path = Path(name).expanduser()
     if path.exists():
         name = str(path)
-        synthetic = (path / _SYNTHETIC_MARKER).is_file()
+        synthetic = (path / SYNTHETIC_MARKER).is_file()
         saved = saved_configs(path) if path.is_dir() else {}
         if saved:
             return open_saved(name, saved), synthetic
         manifests = manifest_configs(path)
         if manifests:
-            manifest = open_manifest(
-                name, manifests, audio_column=data.audio_column_name, target_column=selection.target_column,
-                wanted=split_names,
-            )  # fmt: skip
-            return manifest, synthetic
+            columns = {"audio_column": data.audio_column_name, "target_column": selection.target_column}
+            usual = selection.target_column == selection.task.target_column
+            return open_manifest(name, manifests, **columns, usual_target=usual, wanted=split_names), synthetic
         if path.is_file():
             raise InputError(
                 f"--dataset_name {name} is a file that is no manifest: its name has to end in .csv, .tsv or .jsonl. Of "

@@ -1,11 +1,10 @@
 """The architecture of a wav2vec 2.0 / XLS-R model, to and from the `config.json` of Transformers."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
 
 from xtremes_jax.errors import InputError
 
@@ -27,6 +26,10 @@ _RATES = (
     "final_dropout",
     "layerdrop",
 )
+_MAY_BE_ZERO = ("mask_time_min_masks", "mask_feature_min_masks", "pad_token_id")
+_LARGEST_SIZE = 2**20
+"""Far above any real model, and far below what overflows."""
+_MOST_CONVOLUTIONS = 64
 _NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "normalize_waveform")
 
 
@@ -142,18 +145,13 @@ class ModelConfig:
         """
         _refuse_unsupported(config)
         if head is None:
-            named = [_ARCHITECTURES[name] for name in config.get("architectures") or () if name in _ARCHITECTURES]
-            head = named[0] if named else None
+            head = next((_ARCHITECTURES[name] for name in _architectures(config) if name in _ARCHITECTURES), None)
         known = {field.name for field in dataclasses.fields(cls)} - set(_NOT_STORED_BY_TRANSFORMERS)
         fields = {name: value for name, value in config.items() if name in known and value is not None}
-        for name in ("conv_dim", "conv_kernel", "conv_stride"):
-            if name in fields:
-                fields[name] = tuple(int(value) for value in fields[name])
-        for field in dataclasses.fields(cls):  # JSON has no difference between 0 and 0.0
-            if field.name in fields and field.type is float:
-                fields[field.name] = float(fields[field.name])
-        labels = config.get("id2label")
-        fields["num_labels"] = len(labels) if labels else int(config.get("num_labels") or 2)
+        fields["num_labels"] = _count_labels(config)
+        for field in dataclasses.fields(cls):
+            if field.name in fields:
+                fields[field.name] = _from_json(field, fields[field.name])
         return cls(**fields, head=head, normalize_waveform=normalize_waveform)
 
     def to_huggingface(self, *, label_names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -184,12 +182,11 @@ class ModelConfig:
     def num_frames(self, num_samples: Any) -> Any:
         """Frames that the front end makes of `num_samples` samples at 16 kHz (int, NumPy or JAX integers), at least 0.
 
-        Each convolution gives `floor((length - kernel) / stride) + 1` steps of its input of `length` steps.
+        See `steps_after` for what each convolution does.
         """
         length = num_samples
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
-            length = (length - kernel) // stride + 1
-            length = length * (length > 0)  # works alike on Python, NumPy and JAX integers
+            length = steps_after(length, kernel, stride)
         return length
 
     @property
@@ -200,14 +197,36 @@ class ModelConfig:
             samples = (samples - 1) * stride + kernel
         return samples
 
-    @property
-    def samples_per_frame(self) -> int:
-        """Samples from the start of one frame to the start of the next (320 for every published model)."""
-        return int(np.prod(self.conv_stride))
+
+def steps_after(steps: Any, kernel: int, stride: int) -> Any:
+    """Steps that an unpadded convolution makes of `steps`: `floor((steps - kernel) / stride) + 1`, at least 0."""
+    count = (steps - kernel) // stride + 1
+    return count * (count > 0)  # works alike on Python, NumPy and JAX integers
+
+
+def _architectures(config: Mapping[str, Any]) -> Sequence[str]:
+    """`architectures` of a `config.json`: a list of class names, empty where there is none."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"config.json: architectures is {_shown(names)}; it must be a list of class names.")
+    return names
+
+
+def _count_labels(config: Mapping[str, Any]) -> Any:
+    """The number of classes: as many as `id2label` names, or `num_labels` (checked with the other numbers)."""
+    labels = config.get("id2label")
+    if labels is None or labels == {}:
+        found = config.get("num_labels")
+        return 2 if found is None else found
+    if not isinstance(labels, Mapping) or not all(str(key).isdecimal() for key in labels):
+        raise InputError(f'config.json: id2label is {_shown(labels)}; it must be like {{"0": "yes", "1": "no"}}.')
+    return len(labels)
 
 
 def _check(config: ModelConfig) -> None:
-    """Raises `InputError` where the fields of a configuration do not fit together."""
+    """Raises `InputError` where a field is of the wrong type or size, or the fields do not fit together."""
+    for field in dataclasses.fields(config):
+        _check_field(field, getattr(config, field.name))
     if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
         raise InputError(
             f"conv_dim {config.conv_dim}, conv_kernel {config.conv_kernel} and conv_stride {config.conv_stride} "
@@ -227,11 +246,59 @@ def _check(config: ModelConfig) -> None:
     for name in ("mask_time_prob", "mask_feature_prob"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}; it must be from 0 to 1.")
-    for name in ("mask_time_length", "mask_feature_length", "num_hidden_layers", "vocab_size", "num_labels"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+    if config.layer_norm_eps <= 0 or config.initializer_range < 0:
+        raise InputError(
+            f"layer_norm_eps is {config.layer_norm_eps} and initializer_range {config.initializer_range}; the first "
+            "must be greater than 0, the second at least 0."
+        )
     if config.head not in ("ctc", "classification", None):
         raise InputError(f"head is {config.head!r}; it must be 'ctc' or 'classification'.")
+
+
+def _check_field(field: dataclasses.Field, value: Any) -> None:
+    """Raises `InputError` unless a field's value is of its type, numbers are finite, and sizes sane."""
+    least = 0 if field.name in _MAY_BE_ZERO else 1
+    if field.type is int:
+        wanted, holds = f"a whole number from {least} to {_LARGEST_SIZE}", _is_size(value, least)
+    elif field.type is float:
+        wanted = "a finite number"
+        holds = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
+    elif field.type is bool:
+        wanted, holds = "true or false", isinstance(value, bool)
+    elif field.type is str:
+        wanted, holds = "a string", isinstance(value, str)
+    elif field.type == tuple[int, ...]:
+        wanted = f"a list of 1 to {_MOST_CONVOLUTIONS} whole numbers from 1 to {_LARGEST_SIZE}"
+        holds = isinstance(value, tuple) and 1 <= len(value) <= _MOST_CONVOLUTIONS
+        holds = holds and all(_is_size(item, 1) for item in value)
+    else:  # the head, which has a check of its own
+        return
+    if not holds:
+        raise InputError(f"{field.name} is {_shown(value)}; it must be {wanted}.")
+
+
+def _from_json(field: dataclasses.Field, value: Any) -> Any:
+    """A field's value from its JSON, which has lists for tuples, and no difference between 0 and 0.0."""
+    value = tuple(value) if isinstance(value, list) else value
+    _check_field(field, value)
+    return float(value) if field.type is float else value
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST_SIZE
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Randomness inside the step: per-row keys, dropout, and the spans of SpecAugment.
 
 Every draw is made per row, from that row's own key, so that a clip meets the same noise whatever other clips are in its
-batch, and whatever micro-batch or device it is in. Padding the batch further changes no draw either, but for one: dropout
-of attention probabilities draws over [heads, frames, frames], and other padding gives other draws there (which have the
-same distribution). Each purpose folds its own fixed integer into the key.
+batch, and whatever micro-batch or device it is in. More padding changes no draw either, with one exception: dropout of
+attention probabilities draws over [heads, frames, frames], so other padding gives other draws there, of the same
+distribution. Each purpose folds its own fixed integer into the key.
 """
 
 from typing import NamedTuple

@@ -53,6 +53,13 @@ _ALLOWED_OPCODES = frozenset(
 )
 
 
+# Hashing, comparing and showing a tuple walk through all that it unfolds to, and a few bytes can make tuples of tuples
+# that unfold to any amount. A tensor's description unfolds to its shape, its strides and about ten values more.
+_LARGEST_TUPLE = 128
+_BUILDING_OPCODES = frozenset("TUPLE TUPLE1 TUPLE2 TUPLE3 REDUCE BUILD INST OBJ NEWOBJ NEWOBJ_EX".split())
+_FILLING_OPCODES = frozenset("APPEND APPENDS SETITEM SETITEMS".split())
+
+
 # The stand-ins are tuples and slotted objects on purpose: a pickle can set attributes on anything that takes them.
 
 
@@ -193,7 +200,7 @@ def read_torch_file(path: Path) -> dict[str, Callable[[], np.ndarray]]:
 
 def _load_pickle(source: io.BytesIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
     """The pickle at the position of `source`, which is left just behind it, and the storages it refers to."""
-    start = source.tell()
+    start, sizes = source.tell(), _UnfoldedSizes()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(source)):
             if opcode.name not in _ALLOWED_OPCODES:
@@ -201,6 +208,8 @@ def _load_pickle(source: io.BytesIO, path: Path) -> tuple[Any, dict[str, _Storag
             if opcode.name.endswith("PUT") and int(argument) > count:
                 # The unpickler would make a table of that many entries.
                 raise InputError(f"{path} is refused: its pickle numbers its objects so as to exhaust memory.")
+            if sizes.follow(opcode, argument) > _LARGEST_TUPLE:
+                raise InputError(f"{path} is refused: its pickle unfolds to far more than a state dict needs.")
         source.seek(start)
         unpickler = _StateDictUnpickler(source, path)
         return unpickler.load(), unpickler.storages
@@ -210,6 +219,57 @@ def _load_pickle(source: io.BytesIO, path: Path) -> tuple[Any, dict[str, _Storag
         raise InputError(f"{path} is truncated, damaged or no state dict ({error}). Download it again.") from error
     except (MemoryError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is damaged: it describes more than memory can hold.") from error
+
+
+class _UnfoldedSizes:
+    """Follows a pickle's stack without building anything: how many values each object on it unfolds to.
+
+    Lists and dictionaries count as one: they cannot be hashed. Of a damaged pickle it may be wrong: the unpickler comes
+    after it, and refuses that.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> int:
+        """Does what `opcode` does to the stack; returns the size of what it made, 0 if it made nothing."""
+        name = opcode.name
+        if name == "MARK":
+            self._marks.append(len(self._stack))
+            return 0
+        if name.endswith("PUT") or name == "MEMOIZE":
+            key = len(self._memo) if name == "MEMOIZE" else int(argument)
+            self._memo[key] = self._stack[-1] if self._stack else 1
+            return 0
+        taken = self._take(opcode)
+        if name.endswith("GET"):
+            size = self._memo.get(int(argument), 1)
+        elif name in _BUILDING_OPCODES:
+            size = 1 + sum(taken)
+        elif name in _FILLING_OPCODES and taken:
+            size = taken[0]
+        else:  # whole numbers are hashed digit by digit, strings once
+            size = 1 + argument.bit_length() // 64 if type(argument) is int else 1
+        if not opcode.stack_after:
+            return 0
+        self._stack.append(size)
+        return size
+
+    def _take(self, opcode: pickletools.OpcodeInfo) -> list[int]:
+        """Takes off the stack what `opcode` does; sizes in the stack's order."""
+        wanted = opcode.stack_before
+        start = len(self._stack) - len(wanted)
+        if pickletools.markobject in wanted:
+            # The items after the mark, and what the instruction wants before it.
+            start = (self._marks.pop() if self._marks else 0) - wanted.index(pickletools.markobject)
+        elif opcode.name == "POP" and self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()  # as the unpickler does
+            return []
+        taken = self._stack[max(start, 0) :]
+        del self._stack[max(start, 0) :]
+        return taken
 
 
 def _read_zip(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, int]]:

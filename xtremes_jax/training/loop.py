@@ -58,19 +58,20 @@ class Meter:
         self.pending = []
 
     @property
-    def finite(self) -> list[StepMetrics]:
-        """Of the steps that updated the model: one that was left out (float16 has some) must not make a mean NaN."""
-        return [metrics for metrics in self.fetched if metrics.finite]
+    def losses(self) -> list[float]:
+        """Those that are finite. Float16 overflows now and then, mostly in the gradients and not in the loss."""
+        return [float(metrics.loss) for metrics in self.fetched if np.isfinite(metrics.loss)]
 
     def summary(self) -> dict[str, float]:
         """The log line of these steps."""
         self.fetch()
-        elapsed, finite = time.perf_counter() - self.started, self.finite
+        elapsed = time.perf_counter() - self.started
+        norms = [float(metrics.gradient_norm) for metrics in self.fetched if metrics.finite]
         return {
-            "loss": float(np.mean([metrics.loss for metrics in finite])) if finite else math.nan,
+            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
             "learning_rate": float(self.fetched[-1].learning_rate),
-            "grad_norm": float(np.mean([metrics.gradient_norm for metrics in finite])) if finite else math.nan,
-            "skipped_updates": len(self.fetched) - len(finite),
+            "grad_norm": float(np.mean(norms)) if norms else math.nan,
+            "skipped_updates": len(self.fetched) - len(norms),
             "audio_seconds_per_second": self.audio_seconds / elapsed,
             "seconds_per_step": elapsed / len(self.fetched),
             "padding": 1.0 - self.audio_seconds / self.padded_seconds if self.padded_seconds else 0.0,
@@ -241,6 +242,6 @@ def _settle(
         )
     if not (log_now or last):
         return meter
-    report.loss_sum += sum(float(metrics.loss) for metrics in meter.finite)
-    report.logged_steps += len(meter.finite)
+    report.loss_sum += sum(meter.losses)
+    report.logged_steps += len(meter.losses)
     return Meter()
