@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.corpus import Corpus
+from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import results_table
 from xtremes_jax.tasks import TaskSpec
+from xtremes_jax.training.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,30 @@ def set_up(level: str) -> None:
     package.setLevel("INFO" if level == "passive" else level.upper())
     # Orbax and absl log every file they touch.
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def run_command(
+    parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
+) -> int:
+    """Runs a command line: `parse`, then `run`.
+
+    Returns:
+        The exit status: 0, 2 for input that cannot be used (said in a sentence), or 128 + signal number after a signal.
+    """
+    try:
+        arguments = parse(argv)
+        set_up(arguments.training.log_level)
+        run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as interruption:
+        again = "." if not arguments.training.do_train else "; the same command goes on from here."
+        if arguments.training.overwrite_output_dir:
+            again = "; the same command without --overwrite_output_dir goes on from here."
+        print(f"Stopped by {interruption}{again}", file=sys.stderr)
+        return interruption.status
+    return 0
 
 
 class Bar:

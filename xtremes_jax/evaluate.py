@@ -9,30 +9,19 @@ from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
 from xtremes_jax.assembly import assemble, model_config
 from xtremes_jax.corpus import SkippedClips, load_corpus
-from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.loading import starting_point
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.scoring import Scorer, write_scores
 from xtremes_jax.training.devices import configure_jax
-from xtremes_jax.training.signals import Interrupted, StopRequest
+from xtremes_jax.training.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 2 for unusable input, or 128 + signal number after a signal."""
-    try:
-        arguments = parse_evaluate_arguments(sys.argv[1:] if argv is None else argv)
-        console.set_up(arguments.training.log_level)
-        run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interruption:
-        print(f"Stopped by {interruption}.", file=sys.stderr)
-        return interruption.status
-    return 0
+    """Runs the command line and returns the exit status: see `console.run_command`."""
+    return console.run_command(parse_evaluate_arguments, run, sys.argv[1:] if argv is None else argv)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from xtremes_jax.scoring import Scorer, write_scores
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
-from xtremes_jax.training.signals import Interrupted, StopRequest
+from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import make_train_step
 
@@ -44,19 +44,8 @@ PREDICTIONS = {"eval": "eval_predictions.jsonl", "predict": "predictions.jsonl"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 2 for unusable input, or 128 + signal number after a signal."""
-    try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-        console.set_up(arguments.training.log_level)
-        run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interruption:
-        same = "the same command" + " without --overwrite_output_dir" * arguments.training.overwrite_output_dir
-        print(f"Stopped by {interruption}; {same} goes on from here.", file=sys.stderr)
-        return interruption.status
-    return 0
+    """Runs the command line and returns the exit status: see `console.run_command`."""
+    return console.run_command(parse_arguments, run, sys.argv[1:] if argv is None else argv)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:

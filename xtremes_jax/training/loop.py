@@ -122,6 +122,16 @@ class FitReport:
         self.padded_seconds += loaded.padded_seconds
         self.wait_seconds += loaded.data_wait_s
 
+    def compiled(self, seconds: float) -> float:
+        """Adds time spent on compiling, and returns it."""
+        self.compile_seconds += seconds
+        return seconds
+
+    def paused(self, seconds: float) -> float:
+        """Adds time spent on evaluating and saving, and returns it."""
+        self.pause_seconds += seconds
+        return seconds
+
     @property
     def steady_seconds(self) -> float:
         """Seconds of training proper: neither compiling nor pausing."""
@@ -162,15 +172,14 @@ def fit(
             hooks.skipped(loaded.skipped)
             called = time.perf_counter()
             state, metrics = train_step(state, loaded.batch)
+            step += 1
             if loaded.batch.audio.shape not in shapes:
                 # A call returns before its step is done, unless the step has to be compiled.
                 shapes.add(loaded.batch.audio.shape)
-                report.compile_seconds += time.perf_counter() - called
-                meter.started += time.perf_counter() - called
-            step += 1
+                meter.started += report.compiled(time.perf_counter() - called)
             meter.add(metrics, loaded)
             report.count(loaded)
-            if report.first_step_seconds is None:
+            if report.steps == 1:
                 jax.block_until_ready(metrics)
                 report.first_step_seconds = time.perf_counter() - begun
             epoch, epoch_ended = epoch_of(step)
@@ -184,12 +193,10 @@ def fit(
             if schedule.due(schedule.save_steps, step, epoch_ended):
                 hooks.save(state, step, score)
                 saved = step
-            meter.started += time.perf_counter() - paused
-            report.pause_seconds += time.perf_counter() - paused
+            meter.started += report.paused(time.perf_counter() - paused)
             if step >= schedule.total_steps or stop.received is not None:
                 break
-        log_now = bool(meter.pending or meter.fetched) and schedule.logging_steps is not None
-        _settle(meter, report, step, epoch_of(step)[0], log_now, schedule, hooks, last=True)
+        _settle(meter, report, step, epoch_of(step)[0], schedule.logging_steps is not None, schedule, hooks, last=True)
     except InputError:
         if saved != step and schedule.save_steps is not None:
             hooks.save(state, step, None)
