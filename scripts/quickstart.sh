@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a scored model: makes .venv, installs, trains a small recogniser on the built-in synthetic corpus and
-# scores it on sentences it has not heard. About ten minutes on two CPU cores. Arguments go to xtremes_jax.train.
+# scores it on sentences it has not heard. About eleven minutes on two CPU cores. Arguments go to xtremes_jax.train.
 # PYTHON chooses the interpreter (3.11 to 3.13), VENV the environment's folder, OUTPUT the run's.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -170,10 +170,9 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
 
 
 def _classes_of_model(start: StartingPoint) -> list[str]:
-    labels = start.config.get("id2label") or {}
-    if not labels:
+    if not start.label_names:
         raise InputError(f"{start.source} names no classes (id2label in its config.json), so it cannot be scored.")
-    return [str(labels[key]) for key in sorted(labels, key=int)]
+    return start.label_names
 
 
 def _renumbered(split: PreparedSplit, names: list[str], start: StartingPoint) -> PreparedSplit:

@@ -44,6 +44,12 @@ class StartingPoint:
     """Contents of the checkpoint's config.json."""
     preprocessor: dict[str, Any]
 
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the checkpoint's classes by class id; empty if it names none."""
+        labels = self.config.get("id2label") or {}
+        return [str(labels[key]) for key in sorted(labels, key=int)]
+
 
 def starting_point(model: ModelArguments, *, token: str | None = None) -> StartingPoint:
     """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
@@ -168,7 +174,6 @@ def load_model(
         raise InputError(f"{path_or_id} holds no weights for its head: {', '.join(report.new_head)} are missing.")
     graphdef, _ = split_params(abstract_model(config, dtype=dtype))
     tokenizer = hub.load_tokenizer(start.directory) if config.head == "ctc" else None
-    labels = start.config.get("id2label")
-    names = [labels[key] for key in sorted(labels, key=int)] if config.head == "classification" and labels else None
+    names = (start.label_names or None) if config.head == "classification" else None
     nested = jax.tree.map(jnp.asarray, unflatten_params(params))
     return Model(graphdef, nested, config, tokenizer=tokenizer, label_names=names)
