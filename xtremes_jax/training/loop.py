@@ -170,17 +170,10 @@ def fit(
     try:
         for loaded in batches:
             hooks.skipped(loaded.skipped)
-            called = time.perf_counter()
-            state, metrics = train_step(state, loaded.batch)
+            state = _run_step(train_step, state, loaded, shapes, meter, report)
             step += 1
-            if loaded.batch.audio.shape not in shapes:
-                # A call returns before its step is done, unless the step has to be compiled.
-                shapes.add(loaded.batch.audio.shape)
-                meter.started += report.compiled(time.perf_counter() - called)
-            meter.add(metrics, loaded)
-            report.count(loaded)
             if report.steps == 1:
-                jax.block_until_ready(metrics)
+                jax.block_until_ready(meter.pending)
                 report.first_step_seconds = time.perf_counter() - begun
             epoch, epoch_ended = epoch_of(step)
             log_now = schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1)
@@ -206,6 +199,19 @@ def fit(
         hooks.save(state, step, None)
     report.runtime = time.perf_counter() - begun
     return state, report
+
+
+def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Meter, report: FitReport) -> Any:
+    """Queues one step and counts it; `shapes` are those of the batches so far. The next state."""
+    called = time.perf_counter()
+    state, metrics = train_step(state, loaded.batch)
+    if loaded.batch.audio.shape not in shapes:
+        # A call returns before its step is done, unless the step has to be compiled.
+        shapes.add(loaded.batch.audio.shape)
+        meter.started += report.compiled(time.perf_counter() - called)
+    meter.add(metrics, loaded)
+    report.count(loaded)
+    return state
 
 
 def _evaluate(hooks: Hooks, stop: StopRequest, state: Any, step: int, epoch: float) -> float | None:
