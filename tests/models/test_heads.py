@@ -6,12 +6,14 @@ import numpy as np
 from flax import nnx
 
 from xtremes_jax.models.heads import classification_logits, ctc_logits
+from xtremes_jax.models.layers import Linear
 from xtremes_jax.models.masking import Randomness
 
 
 def linear(rng, inputs, outputs):
     """A linear layer with random weights and bias."""
-    layer = nnx.Linear(inputs, outputs, rngs=nnx.Rngs(0))
+    normal = jax.nn.initializers.normal()
+    layer = Linear(inputs, outputs, kernel_init=normal, dtype=jnp.float32, rngs=nnx.Rngs(0))
     layer.kernel[...] = jnp.asarray(rng.standard_normal((inputs, outputs)).astype(np.float32))
     layer.bias[...] = jnp.asarray(rng.standard_normal(outputs).astype(np.float32))
     return layer

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import SelfAttention
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.layers import LayerNorm, activate, linear
+from xtremes_jax.models.layers import PRODUCT, LayerNorm, activate, linear
 from xtremes_jax.models.masking import (
     LAYER,
     LAYER_ACTIVATION,
@@ -30,7 +30,7 @@ from xtremes_jax.models.positional import PositionalConvolution
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 """What a layer keeps for its gradient, by name.
 

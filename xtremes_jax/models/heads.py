@@ -1,14 +1,14 @@
 """What is said of the encoder's frames: a label distribution for each (CTC), or one for the clip (classification)."""
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from xtremes_jax.models.layers import Linear
 from xtremes_jax.models.masking import FINAL_DROPOUT, Randomness, dropout, fold, frame_mask
 
 
 def ctc_logits(
-    lm_head: nnx.Linear,
+    lm_head: Linear,
     hidden: Float[Array, "batch frames features"],
     *,
     dropout_rate: float,
@@ -20,8 +20,8 @@ def ctc_logits(
 
 
 def classification_logits(
-    projector: nnx.Linear,
-    classifier: nnx.Linear,
+    projector: Linear,
+    classifier: Linear,
     hidden: Float[Array, "batch frames features"],
     lengths: Int[Array, " batch"] | None,
 ) -> Float[Array, "batch labels"]:

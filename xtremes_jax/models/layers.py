@@ -6,9 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.products import convolve, multiply, spread
+
+PRODUCT = "product"
+"""Name of every linear map's result, by which a policy of rematerialisation may keep it."""
 
 CONV_NORM_EPS = 1e-5
 """Epsilon of the norms of the front end: PyTorch's default, whatever `layer_norm_eps` says."""
@@ -38,10 +43,36 @@ def uniform_initializer(bound: float) -> jax.nn.initializers.Initializer:
     return init
 
 
-def linear(config: ModelConfig, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
+class Linear(nnx.Module):
+    """A linear map of the last axis. Unlike `nnx.Linear`'s, its parameters' gradients are summed in float32."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel_init: jax.nn.initializers.Initializer,
+        bias_init: jax.nn.initializers.Initializer = jax.nn.initializers.zeros,
+        dtype: Any,
+        output_dtype: Any = None,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        self.output_dtype = dtype if output_dtype is None else output_dtype
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(bias_init(rngs.params(), (outputs,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+        """Computes in `dtype`; sums and bias are added, and returned, in `output_dtype` (by default the same)."""
+        y = multiply(x.astype(self.dtype), self.kernel[...], self.output_dtype)
+        y = checkpoint_name(y, PRODUCT)
+        return y + spread(self.bias[...], y.shape, y.dtype)
+
+
+def linear(config: ModelConfig, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, **options: Any) -> Linear:
     """A linear layer with the initial distribution of Transformers: normal weights, zero bias."""
     normal = jax.nn.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs, **{"kernel_init": normal, **options})
+    return Linear(inputs, outputs, dtype=dtype, rngs=rngs, **{"kernel_init": normal, **options})
 
 
 class LayerNorm(nnx.Module):
@@ -102,11 +133,5 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch steps inputs"]) -> Float[Array, "batch frames outputs"]:
         """`floor((steps - width) / stride) + 1` frames, in the compute dtype."""
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=(self.stride,),
-            padding="VALID",
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = convolve(x.astype(self.dtype), self.kernel[...], self.stride)
+        return y if self.bias is None else y + spread(self.bias[...], y.shape, y.dtype)

@@ -16,6 +16,7 @@ from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, pre
 from xtremes_jax.models.heads import classification_logits, ctc_logits
 from xtremes_jax.models.layers import linear
 from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
+from xtremes_jax.models.products import spread
 
 HostOrDevice = np.ndarray | Array
 """Arrays that a model takes: NumPy's too."""
@@ -73,7 +74,7 @@ class Wav2Vec2(nnx.Module):
                 mask_length=config.mask_time_length,
                 min_masks=config.mask_time_min_masks,
             )
-            x = jnp.where(masked[:, :, None], self.masked_spec_embed[...].astype(x.dtype), x)
+            x = jnp.where(masked[:, :, None], spread(self.masked_spec_embed[...], x.shape, x.dtype), x)
         if config.mask_feature_prob > 0:
             masked = spec_augment_mask(
                 fold(randomness, FEATURE_MASK),
@@ -110,7 +111,7 @@ class SpeechModel(nnx.Module):
                 config.vocab_size,
                 dtype=dtype,
                 rngs=rngs,
-                preferred_element_type=jnp.float32,
+                output_dtype=jnp.float32,
             )
             return
         projected = config.classifier_proj_size

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.layers import activate
+from xtremes_jax.models.products import spread
 
 BATCH_AXES = ("data", "fsdp")
 """Names of the mesh axes that the rows of a batch are spread over: fsdp devices also work on rows of their own."""
@@ -28,9 +29,9 @@ _TAPS_TOGETHER = 4  # fastest of 1, 4, 8 and 16 at the base model's shape, on a 
 def grouped_convolution(
     x: Float[Array, "batch frames inputs"], kernel: Float[Array, "width group_inputs outputs"], groups: int
 ) -> Float[Array, "batch frames outputs"]:
-    """A convolution in `groups` channel groups that keeps the number of frames.
+    """A convolution in `groups` channel groups that keeps the number of frames, in the dtype of `x`.
 
-    The input is padded with `width // 2` zero frames before and `(width - 1) // 2` after, which is PyTorch's padding of
+    The kernel is float32, and so is its gradient's sum over rows and frames. The input is padded with `width // 2` zero frames before and `(width - 1) // 2` after, which is PyTorch's padding of
     `width // 2` on both sides less the last frame of an even width.
     """
     width = kernel.shape[0]
@@ -38,8 +39,9 @@ def grouped_convolution(
 
 
 def _convolve(x: Array, kernel: Array, groups: int, padding: tuple[int, int]) -> Array:
+    dimensions = ("NWC", "WIO", "NWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
+        x, kernel.astype(x.dtype), (1,), [padding], dimension_numbers=dimensions, feature_group_count=groups
     )
 
 
@@ -55,7 +57,7 @@ def _backward(groups: int, saved: tuple[Array, Array], gradient: Array) -> tuple
     swapped = jnp.transpose(kernel.reshape(width, group_inputs, groups, group_outputs), (0, 3, 2, 1))
     swapped = jnp.flip(swapped, axis=0).reshape(width, group_outputs, groups * group_inputs)
     x_gradient = _convolve(gradient, swapped, groups, ((width - 1) // 2, width // 2))
-    return x_gradient, _kernel_gradient(x, gradient, width, groups).astype(kernel.dtype)
+    return x_gradient, _kernel_gradient(x, gradient, width, groups)
 
 
 def _kernel_gradient(x: Array, gradient: Array, width: int, groups: int) -> Array:
@@ -140,8 +142,8 @@ class PositionalConvolution(nnx.Module):
         direction = self.weight_v[...]
         kernel = self.weight_g[...] * direction / _norm(direction)
         groups = self.config.num_conv_pos_embedding_groups
-        y = partitioned_convolution(x.astype(self.dtype), kernel.astype(self.dtype), groups)
-        return activate(self.config.feat_extract_activation, y + self.bias[...].astype(self.dtype))
+        y = partitioned_convolution(x.astype(self.dtype), kernel, groups)
+        return activate(self.config.feat_extract_activation, y + spread(self.bias[...], y.shape, y.dtype))
 
 
 def _norm(direction: Float[Array, "width inputs outputs"]) -> Float[Array, "width 1 1"]:

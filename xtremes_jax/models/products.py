@@ -1,0 +1,85 @@
+"""Products with parameters: computed in any dtype, with parameter gradients that are summed in float32.
+
+Differentiated as usual, a product in half precision gives its parameter's gradient in half precision too, and that is
+what devices and micro-batches then add up: whether float16 overflows would depend on how a batch was split. Here the
+sum over rows and frames is accumulated in float32 and stays so.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def multiply(
+    x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"], output_dtype: Any
+) -> Float[Array, "*rows outputs"]:
+    """`x @ kernel`, the float32 kernel cast to the dtype of `x`; sums leave the product in `output_dtype`."""
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
+
+
+def _multiply_forward(x: Array, kernel: Array, output_dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(x, kernel, output_dtype), (x, kernel)
+
+
+def _multiply_backward(output_dtype: Any, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    return jnp.matmul(gradient, kernel.astype(x.dtype).T), _summed_product(x, gradient)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _summed_product(x: Float[Array, "*rows inputs"], gradient: Float[Array, "*rows outputs"]) -> Array:
+    """The gradient `[inputs, outputs]` of a kernel: products summed over all rows, in float32."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(
+    x: Float[Array, "batch steps inputs"], kernel: Float[Array, "width inputs outputs"], stride: int
+) -> Float[Array, "batch frames outputs"]:
+    """A strided convolution without padding, in the dtype of `x`: `floor((steps - width) / stride) + 1` frames."""
+    return _convolution(x, kernel.astype(x.dtype), stride)
+
+
+def _convolution(x: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return convolve(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    transpose = jax.linear_transpose(lambda x: _convolution(x, kernel.astype(x.dtype), stride), x)
+    # The kernel's gradient is one matrix product of the output's gradient with the inputs that each frame saw.
+    width, reach = kernel.shape[0], stride * (gradient.shape[1] - 1) + 1
+    seen = jnp.concatenate([x[:, tap : tap + reach : stride] for tap in range(width)], axis=2)
+    return transpose(gradient)[0], _summed_product(seen, gradient).reshape(kernel.shape)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def spread(vector: Float[Array, " features"], shape: tuple[int, ...], dtype: Any) -> Float[Array, "*rows features"]:
+    """A float32 parameter vector in `dtype`, repeated over the leading axes of `shape`: a bias, or a mask's filling."""
+    return jnp.broadcast_to(vector.astype(dtype), shape)
+
+
+def _spread_forward(vector: Array, shape: tuple[int, ...], dtype: Any) -> tuple[Array, None]:
+    return spread(vector, shape, dtype), None
+
+
+def _spread_backward(shape: tuple[int, ...], dtype: Any, saved: None, gradient: Array) -> tuple[Array]:
+    return (jnp.sum(gradient, axis=tuple(range(len(shape) - 1)), dtype=jnp.float32),)
+
+
+spread.defvjp(_spread_forward, _spread_backward)
