@@ -31,8 +31,9 @@ def grouped_convolution(
 ) -> Float[Array, "batch frames outputs"]:
     """A convolution in `groups` channel groups that keeps the number of frames, in the dtype of `x`.
 
-    The kernel is float32, and so is its gradient's sum over rows and frames. The input is padded with `width // 2` zero frames before and `(width - 1) // 2` after, which is PyTorch's padding of
-    `width // 2` on both sides less the last frame of an even width.
+    The kernel is float32, and so is its gradient's sum over rows and frames. The input is padded with `width // 2` zero
+    frames before and `(width - 1) // 2` after, which is PyTorch's padding of `width // 2` on both sides less the last
+    frame of an even width.
     """
     width = kernel.shape[0]
     return _convolve(x, kernel, groups, (width // 2, (width - 1) // 2))
