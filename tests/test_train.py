@@ -1,48 +1,20 @@
 """Whole runs on small corpora of tones: what they write, that they learn, resume, stop and refuse."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from corpora import write_corpus
+from runs import flags, parameters, rows
 
 from xtremes_jax import evaluate, load_model, train, transcribe
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def flags(corpus: Path, output: Path, config: str, **changes) -> list[str]:
-    """A short run's command line; None drops a flag."""
-    values = {
-        "config_name": corpus / "tiny.json", "dataset_name": corpus, "dataset_config_name": config,
-        "cache_dir": corpus / "cache", "output_dir": output, "do_train": True, "do_eval": True,
-        "freeze_feature_encoder": False, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4,
-        "max_steps": 4, "learning_rate": 2e-3, "logging_steps": 1, "max_buckets": 2, "group_by_length": True,
-        "disable_tqdm": True, **changes,
-    }  # fmt: skip
-    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def run_elsewhere(arguments: list[str], **environment) -> subprocess.CompletedProcess:
-    """The same command in a process of its own."""
-    command = [sys.executable, "-m", "xtremes_jax.train", *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -164,58 +136,6 @@ def test_a_classifier_learns_tones(classification):
     # The best and the newest are kept, though the limit is one.
     steps = [int(path.name) for path in (classification / "checkpoints").iterdir() if path.name.isdigit()]
     assert results["best_step"] in steps and 240 in steps and len(steps) <= 2
-
-
-def parameters(output: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(output / "model.safetensors")
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
-    noisy = dict(
-        hidden_dropout=0.2, mask_time_prob=0.3, layerdrop=0.1, save_steps=2, num_train_epochs=1, max_steps=None
-    )
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train.main(flags(corpus, whole, "mls.all", **noisy)) == 0
-
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "xtremes_jax.train", *flags(corpus, parts, "mls.all", **noisy)],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    log = parts / "metrics.jsonl"
-    while begun.poll() is None and not (log.exists() and log.read_text()):
-        time.sleep(0.02)
-    begun.send_signal(signal.SIGTERM)
-    _, errors = begun.communicate(timeout=120)
-    assert begun.returncode == 143, errors
-    assert "Stopped by SIGTERM" in errors and "Traceback" not in errors
-    stopped_at = rows(log)[-1]["step"]
-    assert stopped_at < 6 and (parts / "checkpoints" / str(stopped_at)).is_dir()
-    assert not (parts / "model.safetensors").exists()
-
-    assert train.main(flags(corpus, parts, "mls.all", **noisy)) == 0
-    assert [row["step"] for row in rows(log)] == [1, 2, 3, 4, 5, 6]
-    assert [row["loss"] for row in rows(log)] == [row["loss"] for row in rows(whole / "metrics.jsonl")]
-    ours, expected = parameters(parts), parameters(whole)
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(ours[name], value, err_msg=name)
-
-
-def test_eight_devices_give_the_losses_of_one(corpus, tmp_path):
-    noisy = dict(hidden_dropout=0.1, mask_time_prob=0.3, mask_feature_prob=0.1, do_eval=None, save_strategy="no")
-    one = flags(corpus, tmp_path / "one", "mls.all", **noisy, per_device_train_batch_size=8)
-    split = dict(per_device_train_batch_size=1)
-    many = flags(corpus, tmp_path / "many", "mls.all", **(noisy | split), gradient_accumulation_steps=1)
-    sharded = flags(corpus, tmp_path / "sharded", "mls.all", **(noisy | split), fsdp_devices=4)
-    assert train.main(one) == 0
-    expected = [row["loss"] for row in rows(tmp_path / "one" / "metrics.jsonl")]
-    for arguments, name in ((many, "many"), (sharded, "sharded")):
-        done = run_elsewhere(arguments, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
-        assert done.returncode == 0, done.stderr
-        losses = [row["loss"] for row in rows(tmp_path / name / "metrics.jsonl")]
-        np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
 def test_a_clip_that_cannot_be_decoded_is_listed_and_the_run_goes_on(corpus, tmp_path):

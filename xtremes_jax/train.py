@@ -136,7 +136,7 @@ def train(
     optimization = make_optimization(arguments, network, total_steps)
     best = Best()
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
-    state, start_step = resume(arguments, corpus, checkpoints, optimization, network, best)
+    state, start_step, owed = resume(arguments, corpus, checkpoints, optimization, network, best)
     log = RunLog(
         directory.path,
         tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
@@ -156,6 +156,7 @@ def train(
                 hooks=make_hooks(arguments, corpus, log, bar, scorer, checkpoints, skipped, best),
                 stop=stop,
                 epoch_of=lambda done: (done / loader.steps_per_epoch, done % loader.steps_per_epoch == 0),
+                owed=owed and scorer is not None,
             )
     finally:
         batches.close()
@@ -227,8 +228,8 @@ def resume(
     optimization: Optimization,
     network: Network,
     best: Best,
-) -> tuple[TrainState, int]:
-    """The state to start from and its global step: a checkpoint's, or the beginning's. `best` is filled in.
+) -> tuple[TrainState, int, bool]:
+    """The state to start from, its global step, and whether its evaluation is still owed. `best` is filled in.
 
     Raises:
         InputError: there is no such checkpoint, or it was trained on another vocabulary or other classes.
@@ -241,7 +242,7 @@ def resume(
     elif wanted is not None and step is None:
         raise InputError(f"--resume_from_checkpoint: there is no checkpoint in {checkpoints.directory}.")
     if step is None:
-        return optimization.first_state(network), 0
+        return optimization.first_state(network), 0, False
     # A checkpoint takes their place: freed first, so that two copies are never held at once.
     jax.tree.map(lambda array: array.delete(), (network.trainable, network.frozen))
     state, progress = source.restore(step, optimization.abstract_state)
@@ -256,7 +257,7 @@ def resume(
     same_metric = progress["arguments"]["metric_for_best_model"] == training.metric_for_best_model
     if same_metric and progress["best"]["step"] in checkpoints.steps():
         best.step, best.score = progress["best"]["step"], progress["best"]["score"]
-    return state, step
+    return state, step, progress.get("evaluation_owed", False)
 
 
 def _labels(corpus: Corpus) -> Any:
@@ -335,7 +336,7 @@ def make_hooks(
         console.show_evaluation(step, epoch, scored, task)
         return scored.metrics.get(training.metric_for_best_model)
 
-    def save(state: TrainState, step: int, score: float | None) -> None:
+    def save(state: TrainState, step: int, score: float | None, owed: bool) -> None:
         # Only what is saved can be gone back to, so only that can be best.
         best.offer(step, score, training.greater_is_better)
         progress = {
@@ -343,6 +344,7 @@ def make_hooks(
             "arguments": describe(arguments),
             "labels": _labels(corpus),
             "devices": jax.device_count(),
+            "evaluation_owed": owed,
         }
         checkpoints.save(step, state, progress)
 

@@ -42,7 +42,7 @@ class Diary:
     """Hooks that write down what they were called with."""
 
     def __init__(self, on_evaluate=lambda step: None, on_skipped=lambda: None):
-        self.logged, self.evaluated, self.saved, self.advanced = [], [], [], 0
+        self.logged, self.evaluated, self.saved, self.owed, self.advanced = [], [], [], [], 0
         self._on_evaluate, self._on_skipped = on_evaluate, on_skipped
 
     def hooks(self) -> Hooks:
@@ -56,8 +56,9 @@ class Diary:
         self._on_evaluate(step)
         return step / 100
 
-    def save(self, state, step, score):
+    def save(self, state, step, score, owed):
         self.saved.append((step, score))
+        self.owed += [step] * owed
 
     def skipped(self, clips):
         self._on_skipped()
@@ -66,12 +67,12 @@ class Diary:
         self.advanced += 1
 
 
-def run(diary, *, start=0, steps_per_epoch=4, stop=None, step=None, **schedule):
+def run(diary, *, start=0, steps_per_epoch=4, stop=None, step=None, owed=False, **schedule):
     return fit(
         start, start_step=start, train_step=step or fake_step(), batches=fake_batches(start),
         schedule=Schedule(**{"logging_steps": 2, "eval_steps": None, "save_steps": None, **schedule}),
         hooks=diary.hooks(), stop=stop or StopRequest(),
-        epoch_of=lambda done: (done / steps_per_epoch, done % steps_per_epoch == 0),
+        epoch_of=lambda done: (done / steps_per_epoch, done % steps_per_epoch == 0), owed=owed,
     )  # fmt: skip
 
 
@@ -119,6 +120,7 @@ def test_a_signal_saves_and_stops():
         state, report = run(diary, total_steps=9, stop=stop, eval_steps=3)
         assert state == 3 and report.interrupted
         assert diary.saved == [(3, None)] and diary.evaluated == []  # a short grace period is for saving
+        assert diary.owed == [3]
         with pytest.raises(Interrupted) as interruption:
             stop.check()
     assert interruption.value.status == 143
@@ -129,6 +131,28 @@ def test_a_signal_breaks_an_evaluation_off():
         diary = Diary(on_evaluate=lambda step: os.kill(os.getpid(), signal.SIGINT))
         _, report = run(diary, total_steps=9, stop=stop, eval_steps=3)
     assert report.interrupted and diary.saved == [(3, None)] and stop.received == signal.SIGINT
+    assert diary.owed == [3]
+
+
+def test_a_signal_in_the_last_evaluation_stops_the_run_too():
+    with StopRequest() as stop, stop.deferred():
+        diary = Diary(on_evaluate=lambda step: os.kill(os.getpid(), signal.SIGTERM))
+        _, report = run(diary, total_steps=3, stop=stop, eval_steps=3, save_steps=3)
+    assert report.interrupted and diary.saved == [(3, None)] and diary.owed == [3]
+
+
+@pytest.mark.parametrize("total_steps, evaluated", [(3, [3]), (7, [3, 6])])
+def test_an_evaluation_that_is_owed_comes_first(total_steps, evaluated):
+    diary = Diary()
+    _, report = run(diary, start=3, total_steps=total_steps, owed=True, eval_steps=3, save_steps=3)
+    assert diary.evaluated == evaluated and diary.owed == [] and not report.interrupted
+    assert diary.saved[: len(evaluated)] == [(step, step / 100) for step in evaluated]
+
+
+def test_the_last_score_goes_with_a_last_save_that_was_not_due():
+    diary = Diary()
+    run(diary, total_steps=6, eval_steps=3, save_steps=4)
+    assert diary.saved == [(4, None), (6, 0.06)]
 
 
 def test_outside_the_loop_a_signal_stops_at_once_and_handlers_come_back():

@@ -83,13 +83,14 @@ class Meter:
 class Hooks:
     """What the loop calls; plain functions of the entry point.
 
-    `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score)`,
-    `skipped(clips)` for clips that could not be decoded, `advance()` after each step, for the progress bar.
+    `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, owed)` (owed:
+    an evaluation was due at this step, and a signal came first), `skipped(clips)` for clips that could not be decoded,
+    `advance()` after each step, for the progress bar.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
     evaluate: Callable[[TrainState, int, float], float | None]
-    save: Callable[[TrainState, int, float | None], None]
+    save: Callable[[TrainState, int, float | None, bool], None]
     skipped: Callable[[list], None]
     advance: Callable[[], None]
 
@@ -148,6 +149,7 @@ def fit(
     hooks: Hooks,
     stop: StopRequest,
     epoch_of: Callable[[int], tuple[float, bool]],
+    owed: bool = False,
 ) -> tuple[Any, FitReport]:
     """Runs steps `start_step` to `schedule.total_steps`, or until a stop is asked for, and saves in either case.
 
@@ -158,14 +160,19 @@ def fit(
         train_step: `(state, batch) -> (state, StepMetrics)`.
         batches: loaded batches of the global steps from `start_step` on.
         epoch_of: steps done -> (epochs done, whether an epoch ended just there).
+        owed: whether the evaluation at `start_step` was due and is still to be made.
 
     Raises:
         InputError: too many clips turned out to be unreadable, or the gradients are no longer finite. What has been
             trained is saved first.
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
-    step, saved, shapes = start_step, start_step, set()
+    step, saved, shapes, score = start_step, start_step, set(), None
+    if owed:
+        score, owed = _evaluate(hooks, stop, state, step, epoch_of(step)[0])
+        hooks.save(state, step, score, owed)
     if start_step >= schedule.total_steps:
+        report.interrupted = stop.received is not None
         return state, report
     try:
         for loaded in batches:
@@ -180,11 +187,11 @@ def fit(
             meter = _settle(meter, report, step, epoch, log_now, schedule, hooks)
             hooks.advance()
             paused = time.perf_counter()
-            score = None
+            score, owed = None, False
             if schedule.due(schedule.eval_steps, step, epoch_ended):
-                score = _evaluate(hooks, stop, state, step, epoch)
+                score, owed = _evaluate(hooks, stop, state, step, epoch)
             if schedule.due(schedule.save_steps, step, epoch_ended):
-                hooks.save(state, step, score)
+                hooks.save(state, step, score, owed)
                 saved = step
             meter.started += report.paused(time.perf_counter() - paused)
             if step >= schedule.total_steps or stop.received is not None:
@@ -192,11 +199,11 @@ def fit(
         _settle(meter, report, step, epoch_of(step)[0], schedule.logging_steps is not None, schedule, hooks, last=True)
     except InputError:
         if saved != step and schedule.save_steps is not None:
-            hooks.save(state, step, None)
+            hooks.save(state, step, score, owed)
         raise
-    report.interrupted = step < schedule.total_steps
+    report.interrupted = stop.received is not None
     if saved != step and (schedule.save_steps is not None or report.interrupted):
-        hooks.save(state, step, None)
+        hooks.save(state, step, score, owed)
     report.runtime = time.perf_counter() - begun
     return state, report
 
@@ -214,15 +221,15 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
     return state
 
 
-def _evaluate(hooks: Hooks, stop: StopRequest, state: Any, step: int, epoch: float) -> float | None:
-    """Scores the state; a signal breaks that off, and the loop then saves."""
+def _evaluate(hooks: Hooks, stop: StopRequest, state: Any, step: int, epoch: float) -> tuple[float | None, bool]:
+    """Scores the state: (score, whether a signal came first, so that the evaluation is still owed)."""
     if stop.received is not None:
-        return None
+        return None, True
     try:
         with stop.deferred(wait=False):
-            return hooks.evaluate(state, step, epoch)
+            return hooks.evaluate(state, step, epoch), False
     except Interrupted:
-        return None
+        return None, True
 
 
 def _settle(
