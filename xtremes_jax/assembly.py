@@ -36,37 +36,72 @@ _FROM_FLAGS = (
 class Network:
     """A model with its parameters on the devices, ready for steps."""
 
-    config: ModelConfig
+    config: ModelConfig | TranslationConfig
     graphdef: Any
     objective: Objective
     mesh: Mesh
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
+    generation: GenerationConfig | None = None
+    """How a translation is searched for."""
 
 
-def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig:
-    """The architecture with the task's head, and for training with regularisation as the flags say.
+def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig | TranslationConfig:
+    """The architecture with the task's head or decoder, and for training with regularisation as the flags say.
 
     Raises:
-        InputError: a model that is only scored has fewer outputs than its tokenizer has tokens.
+        InputError: the model has fewer outputs than its tokenizer has tokens.
     """
+    kind = arguments.selection.task.kind
+    changes: dict[str, Any] = {}
+    if arguments.training.do_train:
+        changes = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
+    if kind == "translation":
+        return _translation_config(arguments, start, corpus.tokenizer, changes)
     if not arguments.training.do_train:
-        config = configure(start, arguments.selection.task.kind, {})
-        if corpus.tokenizer is not None and len(corpus.tokenizer) > config.vocab_size:
-            raise InputError(
-                f"{start.source} knows {config.vocab_size} tokens, but its tokenizer has {len(corpus.tokenizer)}: "
-                "they do not belong together. Name the right one with --tokenizer_name_or_path."
-            )
+        config = configure(start, kind, {})
+        if corpus.tokenizer is not None:
+            _check_tokenizer(corpus.tokenizer, config.vocab_size, start.source)
         return config
-    changes: dict[str, Any] = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
     else:
         changes["num_labels"] = len(corpus.label_names)
-    return configure(start, arguments.selection.task.kind, changes)
+    return configure(start, kind, changes)
 
 
-def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) -> Network:
+def _translation_config(
+    arguments: Arguments, start: StartingPoint, tokenizer: Any, encoder: dict[str, Any]
+) -> TranslationConfig:
+    """A decoder with random weights speaks the tokenizer's vocabulary; a pretrained one has to know it already."""
+    encoder = encoder | {"add_adapter": arguments.model.add_adapter}
+    if start.decoder.directory is None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        start_id = tokenizer.eos_token_id if ids["bos_token_id"] is None else ids["bos_token_id"]
+        decoder = {"vocab_size": len(tokenizer), "decoder_start_token_id": start_id, **ids}
+        return configure_translator(start, encoder, decoder)
+    config = configure_translator(start, encoder, {})
+    _check_tokenizer(tokenizer, config.vocab_size, start.decoder.source)
+    for name in ("eos_token_id", "pad_token_id"):
+        if getattr(config, name) != getattr(tokenizer, name):
+            raise InputError(
+                f"{start.decoder.source} has {name} {getattr(config, name)}, but its tokenizer {getattr(tokenizer, name)}: "
+                "they do not belong together. Name the right one with --tokenizer_name_or_path."
+            )
+    return config
+
+
+def _check_tokenizer(tokenizer: Any, vocab_size: int, source: str) -> None:
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{source} knows {vocab_size} tokens, but its tokenizer has {len(tokenizer)}: they do not belong together. "
+            "Name the right one with --tokenizer_name_or_path."
+        )
+
+
+def assemble(
+    arguments: Arguments, start: StartingPoint, corpus: Corpus, config: ModelConfig | TranslationConfig
+) -> Network:
     """Reads or draws the parameters and puts them on the devices, float32, sharded as `--fsdp_devices` says.
 
     Raises:
@@ -79,14 +114,10 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
         _tell_of_mismatch(report, start, training.do_train)
     dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
     graphdef, _ = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
-    freeze = arguments.model.freeze_feature_encoder
-    frozen = {name: value for name, value in params.items() if freeze and is_feature_encoder(name)}
+    frozen = {name: value for name, value in params.items() if _is_frozen(name, arguments.model, report)}
     trainable = {name: value for name, value in params.items() if name not in frozen}
-    if frozen and start.directory is None and training.do_train:
-        logger.warning(
-            "The convolutional front end has random weights and stays as it is; add --freeze_feature_encoder False to "
-            "train it."
-        )
+    if training.do_train:
+        _warn_of_frozen_randomness(arguments.model, start)
     logger.info(
         "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
         f"{parameter_count(params):,}",
@@ -95,13 +126,49 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
         dict(mesh.shape),
         np.dtype(dtype).name,
     )
-    objective = Objective(
+    return Network(
+        config, graphdef, _objective(arguments, config), mesh, _place(trainable, mesh), _place(frozen, mesh),
+        generation=_generation(arguments, start, config, corpus.tokenizer),
+    )  # fmt: skip
+
+
+def _is_frozen(name: str, model: ModelArguments, report: Report | None) -> bool:
+    """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
+    new = () if report is None else report.missing
+    if name.startswith("encoder.adapter.") and any(missing.startswith("encoder.adapter.") for missing in new):
+        return False
+    if ".encoder_attn" in name and any(".encoder_attn" in missing for missing in new):
+        return False
+    return (
+        (model.freeze_feature_encoder and is_feature_encoder(name))
+        or (model.freeze_encoder and name.startswith("encoder."))
+        or (model.freeze_decoder and name.startswith("decoder."))
+    )
+
+
+def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint) -> None:
+    """Says so when what was never trained is to stay as it is."""
+    frozen = {
+        "--freeze_feature_encoder": ("convolutional front end", model.freeze_feature_encoder, start.directory),
+        "--freeze_encoder": ("encoder", model.freeze_encoder, start.directory),
+        "--freeze_decoder": ("decoder", model.freeze_decoder, start.decoder and start.decoder.directory),
+    }
+    for flag, (part, is_frozen, directory) in frozen.items():
+        if is_frozen and directory is None:
+            logger.warning(
+                "The %s has random weights and stays as it is; set %s False to train it.", part, flag
+            )
+
+
+def _objective(arguments: Arguments, config: ModelConfig | TranslationConfig) -> Objective:
+    if isinstance(config, TranslationConfig):
+        return Objective("translation", label_smoothing=arguments.training.label_smoothing_factor)
+    return Objective(
         config.head,
         blank=config.pad_token_id,
         reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
         zero_infinity=config.ctc_zero_infinity,
     )
-    return Network(config, graphdef, objective, mesh, _place(trainable, mesh), _place(frozen, mesh))
 
 
 def _place(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -34,7 +34,12 @@ class Scorer:
     def __init__(self, arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips):
         self.arguments, self.corpus, self.role = arguments, corpus, role
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
-        self._step = make_eval_step(graphdef=network.graphdef, objective=network.objective, mesh=network.mesh)
+        self._step = make_eval_step(
+            graphdef=network.graphdef,
+            objective=network.objective,
+            mesh=network.mesh,
+            generation=network.generation,
+        )
         self._loader = EvalLoader(
             self.split,
             batch_size=arguments.training.per_device_eval_batch_size * network.mesh.size,
@@ -54,11 +59,10 @@ class Scorer:
             return self._step(trainable, frozen, batch)
 
         with jax.set_mesh(self._mesh), console.split_bar(self.role, len(self._loader), training.disable_tqdm) as bar:
-            ids, loss = predict(eval_step, self._batches(), bar.update)
+            predictions = predict(eval_step, self._batches(), bar.update)
         scored = score_split(
             self.arguments.selection.task,
-            ids,
-            loss,
+            predictions,
             sample_ids=self.split.rows,
             references=self.split.references,
             languages=self.split.languages,
@@ -67,6 +71,11 @@ class Scorer:
             label_names=self.corpus.label_names,
             per_language=self.arguments.data.per_lang_metrics,
         )
+        if predictions.cut_off:
+            logger.warning(
+                "%s: %d of %d sentences were cut off at --generation_max_length before their end.",
+                self.role, predictions.cut_off, len(predictions.ids),
+            )  # fmt: skip
         scored.metrics["runtime"] = time.perf_counter() - begun
         scored.metrics["padding"] = 1.0 - self._audio_seconds / self._padded_seconds
         return scored

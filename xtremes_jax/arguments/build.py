@@ -30,6 +30,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     checks.check_model(model, training, given)
     checks.check_data(data, given)
     selection = _select(data)
+    checks.check_translation(model, training, selection, given)
     training = _complete(training, selection)
     checks.check_best_model(training, selection, given)
     arguments = Arguments(model, _name_selection(data, selection), training, selection)
@@ -60,6 +61,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> Arguments:
         raise InputError("There is no model to score. Add --model_name_or_path with a directory or a hub id.")
     checks.check_training(training, given)
     selection = _select(data)
+    checks.check_translation(model, training, selection, given)
     arguments = Arguments(model, _name_selection(data, selection), _complete(training, selection), selection)
     return dataclasses.replace(arguments, notes=checks.find_idle(arguments, given))
 

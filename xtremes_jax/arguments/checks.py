@@ -109,6 +109,34 @@ def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
         )
 
 
+def check_translation(model: ModelArguments, training: TrainingArguments, selection: Selection, given: Given) -> None:
+    """One decoder at most, and what only translation can honour in translation alone.
+
+    Whether the model that is named brings a decoder of its own is known when its config.json is read.
+    """
+    if model.decoder_name_or_path is not None and model.decoder_config_name is not None:
+        raise InputError(
+            f"{given.source('decoder_name_or_path')} (pretrained weights) and {given.source('decoder_config_name')} "
+            "(random weights) exclude each other. Drop one of the two."
+        )
+    if selection.task.kind == "translation":
+        if not training.predict_with_generate:
+            raise InputError(
+                f"{given.source('predict_with_generate')} false leaves nothing to score: BLEU is of what the model "
+                "writes. Drop it, or leave out --do_eval, --do_predict and --eval_strategy."
+            )
+        if model.config_name is not None and model.decoder_name_or_path is None and model.decoder_config_name is None:
+            raise InputError(
+                f"{selection.task.name} needs a decoder, and {given.source('config_name')} gives an encoder alone. Add "
+                "--decoder_name_or_path (pretrained weights) or --decoder_config_name (random ones, for example tiny)."
+            )
+    elif training.label_smoothing_factor:
+        raise InputError(
+            f"{given.source('label_smoothing_factor')} is for translation: the losses of {selection.task.name} are not "
+            "smoothed. Drop it."
+        )
+
+
 def check_best_model(training: TrainingArguments, selection: Selection, given: Given) -> None:
     """A metric this task has, and evaluations where checkpoints are written (as Transformers demands)."""
     metric = training.metric_for_best_model
@@ -148,8 +176,16 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "eval": ("without --do_eval", lambda run: run.training.do_eval),
     "predict": ("without --do_predict", lambda run: run.training.do_predict),
     "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
-    "ctc": ("in a task of classification", lambda run: run.selection.task.kind == "ctc"),
-    "classification": ("in a task of recognition", lambda run: run.selection.task.kind == "classification"),
+    "ctc": ("in any task but recognition", lambda run: run.selection.task.kind == "ctc"),
+    "classification": ("in any task but classification", lambda run: run.selection.task.kind == "classification"),
+    "translation": ("in any task but translation", lambda run: run.selection.task.kind == "translation"),
+    "text": (
+        "in any task but recognition and translation", lambda run: run.selection.task.kind in ("ctc", "translation")
+    ),
+    "own_decoder": (
+        "where the decoder brings its vocabulary",
+        lambda run: run.model.decoder_config_name is not None,
+    ),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
     "batch_size": (
         "beside --max_batch_seconds, which groups clips by length",

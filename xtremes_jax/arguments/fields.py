@@ -25,11 +25,35 @@ class ModelArguments:
         "Start from random weights in this shape: a preset (tiny, small, base, xls_r_300m, xls_r_1b, xls_r_2b) or the "
         "path of a config.json (ours: in Transformers' scripts it only replaces the configuration).",
     )
+    decoder_name_or_path: str | None = flag(
+        None,
+        "Hub id or directory of the mBART whose decoder is joined to the encoder, for translation (ours).",
+        needs=("train", "translation"),
+    )
+    decoder_config_name: str | None = flag(
+        None,
+        "Join a decoder with random weights in this shape, for translation: a preset (tiny, small, mbart_large) or the "
+        "path of a config.json (ours).",
+        needs=("train", "translation"),
+    )
+    add_adapter: bool | None = flag(
+        None,
+        "Shorten the encoder's output by strided convolutions before the decoder reads it (unset: as the checkpoint "
+        "says, else not).",
+        needs=("train", "translation"),
+    )
+    freeze_encoder: bool = flag(False, "Keep the whole encoder as it was pretrained.", needs=("train", "translation"))
+    freeze_decoder: bool = flag(
+        False,
+        "Keep the decoder as it was pretrained, apart from cross-attention that it did not have (ours).",
+        needs=("train", "translation"),
+    )
     tokenizer_name_or_path: str | None = flag(
         None,
-        "Hub id or directory of the tokenizer; without it the vocabulary is made from the transcripts.",
+        "Hub id or directory of the tokenizer; without it the vocabulary is made from the transcripts, and of "
+        "translations is the decoder's.",
         scoring=True,
-        needs=("ctc",),
+        needs=("text",),
     )
     cache_dir: str | None = flag(
         None, "Folder for downloads and prepared data, in place of the Hugging Face cache.", scoring=True
@@ -124,7 +148,7 @@ class DataArguments:
         tuple(', ? . ! - ; : " “ % ‘ ” �'.split()),
         "Characters to strip from transcripts, put between [ and ] of one regular expression as the reference does.",
         scoring=True,
-        needs=("ctc",),
+        needs=("text",),
     )
     max_duration_in_seconds: float | None = flag(
         30.0, "Train only on clips shorter than this (none: no limit).", above=0, needs=("train",)
@@ -164,6 +188,12 @@ class DataArguments:
         "|",
         "Token that stands for the space, in a tokenizer made from the data.",
         needs=("train", "ctc", "own_tokenizer"),
+    )
+    translation_vocab_size: int = flag(
+        1000,
+        "Size of a vocabulary of subwords that is made from the translations, for a decoder with random weights (ours).",
+        at_least=8,
+        needs=("train", "translation", "own_tokenizer", "own_decoder"),
     )
     max_skipped_fraction: float = flag(
         0.01,
@@ -284,6 +314,34 @@ class TrainingArguments:
     logging_first_step: bool = flag(False, "Log the first update too.", needs=("train", "log_steps"))
     logging_dir: str | None = flag(
         None, "Folder for TensorBoard (unset: runs/ in the output directory).", needs=("train", "tensorboard")
+    )
+    label_smoothing_factor: float = flag(
+        0.0,
+        "Share of the target's probability that training spreads over the whole vocabulary, in translation.",
+        at_least=0,
+        below=1,
+        needs=("train", "translation"),
+    )
+    predict_with_generate: bool = flag(
+        True,
+        "Score what the model writes by itself, as BLEU needs it; cannot be switched off in translation.",
+        scoring=True,
+        needs=("scores", "translation"),
+    )
+    generation_num_beams: int | None = flag(
+        None,
+        "Beams of the search for a translation; 1 is greedy (unset: as the checkpoint says, else 1).",
+        at_least=1,
+        scoring=True,
+        needs=("scores", "translation"),
+    )
+    generation_max_length: int | None = flag(
+        None,
+        "Most tokens of a translation, its start token among them; what is cut off there is counted (unset: as the "
+        "checkpoint says, else 128).",
+        at_least=2,
+        scoring=True,
+        needs=("scores", "translation"),
     )
     fp16: bool = flag(False, "Compute in float16 with a dynamic loss scale.", scoring=True)
     bf16: bool = flag(False, "Compute in bfloat16.", scoring=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,10 +27,19 @@ class ScoredSplit:
     scores: Scores
 
 
-def predict(
-    eval_step: Callable, batches: Iterable, on_batch: Callable[[], None]
-) -> tuple[dict[int, np.ndarray], float]:
-    """Runs a model over batches: (sample id -> raw argmax ids, mean loss over the clips).
+class Predictions(NamedTuple):
+    """What a model says of a split."""
+
+    ids: dict[int, np.ndarray]
+    """Sample id -> predicted ids, as `training.step.Prediction` has them, without padding."""
+    loss: float
+    """Mean over the clips; in translation over the tokens."""
+    cut_off: int | None
+    """Translation: sentences that hit the length limit before their end."""
+
+
+def predict(eval_step: Callable, batches: Iterable, on_batch: Callable[[], None]) -> Predictions:
+    """Runs a model over batches.
 
     Args:
         eval_step: batch -> `training.step.Prediction`, on the devices.
@@ -38,23 +47,25 @@ def predict(
         on_batch: called after each batch, for a progress bar.
     """
     ids: dict[int, np.ndarray] = {}
-    loss_sum, weight = 0.0, 0.0
+    loss_sum, weight, cut_off = 0.0, 0.0, None
     for loaded in batches:
         prediction = jax.device_get(eval_step(loaded.batch))
         sample_ids = np.asarray(jax.device_get(loaded.batch.sample_ids))
-        for row in np.flatnonzero(sample_ids >= 0):
+        real = sample_ids >= 0
+        if prediction.cut_off is not None:
+            cut_off = (cut_off or 0) + int(prediction.cut_off[real].sum())
+        for row in np.flatnonzero(real):
             raw = prediction.ids[row]
             ids[int(sample_ids[row])] = raw[: prediction.lengths[row]] if raw.ndim else raw
         loss_sum += float(prediction.loss_sum)
         weight += float(prediction.weight)
         on_batch()
-    return ids, loss_sum / weight if weight else float("nan")
+    return Predictions(ids, loss_sum / weight if weight else float("nan"), cut_off)
 
 
 def score_split(
     task: TaskSpec,
-    ids: dict[int, np.ndarray],
-    loss: float,
+    predictions: Predictions,
     *,
     sample_ids: Sequence[int],
     references: Sequence[str],
@@ -69,7 +80,7 @@ def score_split(
     Clips whose ids are missing (they could not be decoded) are left out here; the loader has listed them.
 
     Args:
-        ids: from `predict`.
+        predictions: from `predict`.
         sample_ids, references, languages, clip_names: one entry a clip of the split. A reference is the clean
             transcript or the name of the class.
         tokenizer: of a CTC model.
@@ -79,6 +90,7 @@ def score_split(
     Raises:
         InputError: no clip is left to score.
     """
+    ids = predictions.ids
     kept = [i for i, sample_id in enumerate(sample_ids) if int(sample_id) in ids]
     if not kept:
         raise InputError("There is no clip to score: none of the split could be read. See skipped.jsonl.")
@@ -93,8 +105,10 @@ def score_split(
     if per_language:
         for language, values in scores.per_language.items():
             metrics |= {f"{name}_{language}": value for name, value in values.items()}
-    metrics |= {"loss": loss, "samples": len(kept)}
-    predictions = [
+    metrics |= {"loss": predictions.loss, "samples": len(kept)}
+    if predictions.cut_off is not None:
+        metrics["cut_off_sentences"] = predictions.cut_off
+    rows = [
         {
             "id": clip_names[i],
             "sample_id": int(sample_ids[i]),
@@ -104,7 +118,7 @@ def score_split(
         }
         for i, hypothesis in zip(kept, hypotheses, strict=True)
     ]
-    return ScoredSplit(metrics, predictions, scores)
+    return ScoredSplit(metrics, rows, scores)
 
 
 def _transcripts(raw: Sequence[np.ndarray], tokenizer) -> list[str]:

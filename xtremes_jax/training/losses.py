@@ -171,15 +171,19 @@ def loss_weight(weight: Float[Array, " batch"], *, reduction: str) -> Float[Arra
 class Objective:
     """Which loss a run minimises, and how its rows are weighed."""
 
-    kind: Literal["ctc", "classification"]
+    kind: Literal["ctc", "classification", "translation"]
     blank: int = 0
     """Token id of the CTC blank."""
     reduction: Literal["mean", "sum"] = "mean"
     """"mean": per label and then per clip; "sum": summed over the clips of the global batch. CTC alone."""
     zero_infinity: bool = False
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over the vocabulary. Translation alone."""
 
     def loss_sum(self, output, batch: Batch) -> Float[Array, ""]:
         """Weighted sum of the rows' losses, from a model's output."""
+        if self.kind == "translation":
+            return translation_loss_sum(output.logits, batch.labels, _counted(batch), smoothing=self.label_smoothing)
         if self.kind == "classification":
             return classification_loss_sum(output.logits, batch.labels, batch.weight)
         return ctc_loss_sum(
@@ -193,6 +197,17 @@ class Objective:
             zero_infinity=self.zero_infinity,
         )
 
+    def count(self, batch: Batch) -> Float[Array, ""]:
+        """What a mean loss is the mean over: the clips, and in translation the tokens."""
+        return translation_loss_weight(_counted(batch)) if self.kind == "translation" else jnp.sum(batch.weight)
+
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """What the sum is divided by; at least 1, so that a batch of nothing but filler rows has loss 0."""
+        if self.kind == "translation":
+            return jnp.maximum(self.count(batch), 1.0)
         return jnp.maximum(loss_weight(batch.weight, reduction=self.reduction), 1.0)
+
+
+def _counted(batch: Batch) -> Int[Array, " batch"]:
+    """Labels of each row that count: none in rows without weight."""
+    return jnp.where(batch.weight > 0, batch.label_lengths, 0)

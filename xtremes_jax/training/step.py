@@ -1,15 +1,16 @@
 """The training and the evaluation step: pure functions of (state, batch), each under one `jax.jit`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.models import Randomness, merge, unflatten_params
+from xtremes_jax.models import GenerationConfig, Randomness, generate, merge, unflatten_params
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
 from xtremes_jax.training.sharding import replicated
@@ -30,14 +31,18 @@ class StepMetrics(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What evaluation needs of a batch: argmax ids, already on few bytes, and the loss sum."""
+    """What evaluation needs of a batch: predicted ids, already on few bytes, and the loss sum."""
 
     ids: Int[Array, "batch ..."]
-    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids."""
+    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids; translation:
+    `[batch, tokens]` token ids of what the model has written."""
     lengths: Int[Array, " batch"]
-    """Valid frames of each row; 1 for classification."""
+    """Valid frames or tokens of each row; 1 for classification."""
     loss_sum: Float[Array, ""]
     weight: Float[Array, ""]
+    """What the mean loss is the mean over: clips, and in translation tokens."""
+    cut_off: Bool[Array, " batch"] | None = None
+    """Translation: whether a sentence hit the length limit before its end."""
 
 
 def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
@@ -61,6 +66,13 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
 def join(graphdef, trainable: dict, frozen: dict):
     """The model with these parameters, which come as flat dicts by dotted name."""
     return merge(graphdef, unflatten_params({**trainable, **frozen}))
+
+
+def run_model(model, objective: Objective, batch: Batch, randomness: Randomness | None = None):
+    """A model's output for a batch; one that translates is given the labels too, for teacher forcing."""
+    if objective.kind == "translation":
+        return model(batch.audio, batch.audio_lengths, batch.labels, batch.label_lengths, randomness=randomness)
+    return model(batch.audio, batch.audio_lengths, randomness=randomness)
 
 
 def accumulate(function: Callable, batch: Batch, count: int):
@@ -103,7 +115,7 @@ def make_train_step(
 
     def micro_loss(trainable, frozen, batch: Batch, key, factor):
         model = join(graphdef, trainable, frozen)
-        output = model(batch.audio, batch.audio_lengths, randomness=step_randomness(key, batch.sample_ids))
+        output = run_model(model, objective, batch, step_randomness(key, batch.sample_ids))
         return objective.loss_sum(output, batch) * factor
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -156,13 +168,35 @@ def _update(state: TrainState, gradients, finite, optimizer, scale_loss: bool) -
     )
 
 
-def make_eval_step(*, graphdef, objective: Objective, mesh: Mesh) -> Callable[..., Prediction]:
-    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness."""
+def make_eval_step(
+    *, graphdef, objective: Objective, mesh: Mesh, generation: GenerationConfig | None = None
+) -> Callable[..., Prediction]:
+    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness.
+
+    Args:
+        graphdef: the model's structure, from `models.split_params`.
+        objective: the loss; label smoothing, a device of training, is left out.
+        mesh: the device mesh.
+        generation: how a translation is searched for.
+    """
+    objective = dataclasses.replace(objective, label_smoothing=0.0)
 
     def eval_step(trainable, frozen, batch: Batch) -> Prediction:
-        output = join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths)
+        model = join(graphdef, trainable, frozen)
+        if objective.kind == "translation":
+            return _translate(model, objective, batch, generation)
+        output = run_model(model, objective, batch)
         ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
         lengths = jnp.ones_like(batch.label_lengths) if output.logit_lengths is None else output.logit_lengths
-        return Prediction(ids, lengths, objective.loss_sum(output, batch), jnp.sum(batch.weight))
+        return Prediction(ids, lengths, objective.loss_sum(output, batch), objective.count(batch))
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
+
+
+def _translate(model, objective: Objective, batch: Batch, generation: GenerationConfig) -> Prediction:
+    """The loss of the reference and the model's own sentence, from one encoding of the speech."""
+    hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
+    forced = model.teacher_force(hidden, lengths, batch.labels, batch.label_lengths)
+    written = generate(model, hidden, lengths, generation)
+    loss_sum = objective.loss_sum(forced, batch)
+    return Prediction(written.tokens, written.lengths, loss_sum, objective.count(batch), written.cut_off)
