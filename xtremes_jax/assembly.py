@@ -50,6 +50,8 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     Raises:
         InputError: a model that is only scored has fewer outputs than its tokenizer has tokens.
     """
+    if arguments.selection.task.kind == "translation":
+        raise InputError("--task covost2: speech translation needs a decoder, which this version does not have yet.")
     if not arguments.training.do_train:
         config = configure(start, arguments.selection.task.kind, {})
         if corpus.tokenizer is not None and len(corpus.tokenizer) > config.vocab_size:

@@ -27,9 +27,9 @@ class ModelArguments:
     )
     tokenizer_name_or_path: str | None = flag(
         None,
-        "Hub id or directory of the tokenizer; without it the vocabulary is made from the transcripts.",
+        "Hub id or directory of the tokenizer; without it the vocabulary is made from the targets.",
         scoring=True,
-        needs=("ctc",),
+        needs=("text",),
     )
     cache_dir: str | None = flag(
         None, "Folder for downloads and prepared data, in place of the Hugging Face cache.", scoring=True
@@ -122,9 +122,10 @@ class DataArguments:
     )
     chars_to_ignore: tuple[str, ...] | None = flag(
         tuple(', ? . ! - ; : " “ % ‘ ” �'.split()),
-        "Characters to strip from transcripts, put between [ and ] of one regular expression as the reference does.",
+        "Characters to strip from transcripts and translations, put between [ and ] of one regular expression as the "
+        "reference does.",
         scoring=True,
-        needs=("ctc",),
+        needs=("text",),
     )
     max_duration_in_seconds: float | None = flag(
         30.0, "Train only on clips shorter than this (none: no limit).", above=0, needs=("train",)
