@@ -178,6 +178,7 @@ def test_what_is_left_open_is_filled_in():
             "--ctc_zero_infinity, --final_dropout, --unk_token and --chars_to_ignore have no effect in a task of "
             "classification.",
         ),
+        ("--unk_token ?", "covost2.all", "--unk_token has no effect in a task of translation."),
         (
             "--tokenizer_name_or_path x",
             "minds14.all",

@@ -3,7 +3,15 @@
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import FLEURS_GROUPS, FLEURS_LANGUAGES, TASKS, nearest, nearest_language, select_task
+from xtremes_jax.tasks import (
+    FLEURS_GROUPS,
+    FLEURS_LANGUAGES,
+    TASKS,
+    direction,
+    nearest,
+    nearest_language,
+    select_task,
+)
 
 
 def test_fleurs_has_102_languages_each_in_one_of_seven_groups():
@@ -23,10 +31,11 @@ def test_number_of_languages_and_first_metric_of_each_task():
         "voxpopuli": (14, "wer"),
         "babel": (5, "wer"),
         "fleurs-asr": (102, "cer"),
+        "covost2": (21, "bleu"),
         "minds14": (14, "f1"),
         "fleurs-lang_id": (102, "accuracy"),
     }
-    assert {task.greater_is_better == (task.kind == "classification") for task in TASKS.values()} == {True}
+    assert {task.greater_is_better == (task.kind != "ctc") for task in TASKS.values()} == {True}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +47,11 @@ def test_number_of_languages_and_first_metric_of_each_task():
         ({"task": "mls", "language": "pl"}, "mls", "mls.pl", ("pl",)),
         ({"task": "mls", "dataset_config_name": "mls.pl", "language": "pl"}, "mls", "mls.pl", ("pl",)),
         ({"task": "minds14", "language": "fr-FR"}, "minds14", "minds14.fr-FR", ("fr-FR",)),
+        ({"dataset_config_name": "covost2.fr.en"}, "covost2", "covost2.fr.en", ("fr.en",)),
+        ({"task": "covost2", "language": "fr"}, "covost2", "covost2.fr.en", ("fr.en",)),
+        ({"task": "covost2", "language": "zh.en"}, "covost2", "covost2.zh-CN.en", ("zh-CN.en",)),
+        ({"dataset_config_name": "covost2.sv", "language": "sv-SE_en"}, "covost2", "covost2.sv-SE.en", ("sv-SE.en",)),
+        ({"dataset_config_name": "covost2"}, "covost2", "covost2.all", TASKS["covost2"].languages),
         (
             {"dataset_config_name": "fleurs.all", "target_column_name": "transcription"},
             "fleurs-asr",
@@ -87,8 +101,11 @@ def test_target_column_is_the_tasks_or_the_one_given():
         ({}, "Add --task"),
         ({"task": "msl"}, "did you mean mls"),
         ({"task": "fleurs"}, "fleurs-asr"),
-        ({"task": "covost2"}, "speech translation needs a decoder"),
-        ({"dataset_config_name": "covost2.fr.en"}, "speech translation needs a decoder"),
+        ({"task": "covost2", "language": "pl"}, "--language pl.en is not a language of covost2.*all, fr.en, de.en"),
+        ({"task": "covost2", "language": "en.de"}, "en.de is not a language"),
+        ({"dataset_config_name": "covost2.fr.en", "language": "de"}, "different languages"),
+        ({"task": "covost2", "target_column_name": "lang_id"}, "predicts text"),
+        ({"task": "minds14", "target_column_name": "translation"}, "one class a clip"),
         ({"task": "fleurs-retrieval"}, "speech retrieval"),
         ({"dataset_config_name": "fleurs.all"}, "Add --task fleurs-asr"),
         ({"dataset_config_name": "fleurs.all", "target_column_name": "gender"}, "Add --task fleurs-asr"),
@@ -110,6 +127,14 @@ def test_target_column_is_the_tasks_or_the_one_given():
 def test_refused_selection_says_what_to_do(flags, message):
     with pytest.raises(InputError, match=message):
         select_task(**flags)
+
+
+def test_a_direction_has_one_spelling():
+    for name in ("fr", "fr_en", "fr.en", "FR.en"):
+        assert direction(name) == "fr.en"
+    assert [direction(name) for name in ("zh", "zh_en", "zh-CN.en", "zh-cn")] == ["zh-CN.en"] * 4
+    assert (direction("xx"), direction("pt-BR"), direction("en.de")) == ("xx.en", "pt-BR.en", "en.de")
+    assert [direction(name) for name in TASKS["covost2"].languages] == list(TASKS["covost2"].languages)
 
 
 def test_a_language_in_another_scheme_is_near():

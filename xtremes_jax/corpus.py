@@ -13,6 +13,7 @@ from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, write_skipped
 from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
+from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
 from xtremes_jax.loading import StartingPoint
@@ -29,7 +30,7 @@ class Corpus:
     splits: dict[str, PreparedSplit]
     """By role: "train", "eval", "predict", as far as the run needs them."""
     tokenizer: object | None
-    """`Wav2Vec2CTCTokenizer` of a recognition run; its padding token is the CTC blank."""
+    """`Wav2Vec2CTCTokenizer` of recognition, whose padding token is the CTC blank; of translation the decoder's."""
     label_names: list[str] | None
     """Names of the classes by class id, of a classification run."""
     synthetic: bool
@@ -91,16 +92,17 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         InputError: see `data.sources.load_splits` and `data.prepare.prepare`; the classes of the data are not the
             model's; or too many clips cannot be used.
     """
-    data, kind = arguments.data, arguments.selection.task.kind
+    data, task = arguments.data, arguments.selection.task
+    kind = task.kind
     if arguments.training.disable_tqdm:
         datasets.disable_progress_bars()
-    unlisted = unlisted_ignored(data.chars_to_ignore) if kind == "ctc" else ""
+    unlisted = unlisted_ignored(data.chars_to_ignore) if task.predicts_text else ""
     if unlisted:
         logger.info("--chars_to_ignore, as in the reference a part of a regular expression, also deletes %s", unlisted)
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
-    tokenizer = _tokenizer(arguments, start, raw) if kind == "ctc" else None
+    tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.config, head=kind).num_frames
+    num_frames = ModelConfig.from_huggingface(start.config, head="ctc").num_frames
     splits = {
         role: prepare(
             split,
@@ -149,6 +151,8 @@ def _requests(arguments: Arguments) -> dict[str, SplitRequest]:
 def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
     """The tokenizer that was asked for, the model's own when nothing is trained, or one made from the transcripts."""
     model, data = arguments.model, arguments.data
+    if arguments.selection.task.kind == "translation":
+        return _subword_tokenizer(arguments, start, raw)
     if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
         source = model.tokenizer_name_or_path or start.source
         folder = (
@@ -167,6 +171,25 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     vocabulary = build_vocabulary(texts, **tokens)
     logger.info("Vocabulary of %d characters and tokens, from the transcripts of all splits in use", len(vocabulary))
     return build_tokenizer(vocabulary, **tokens)
+
+
+def _subword_tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
+    """The decoder's tokenizer: the one asked for, the checkpoint's own, or one learned from the training targets."""
+    model, data = arguments.model, arguments.data
+    source, folder = start.source, start.directory
+    if model.tokenizer_name_or_path is not None:
+        source = model.tokenizer_name_or_path
+        folder = hub.resolve_model(source, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
+    tokenizer = load_subword_tokenizer(folder) if folder is not None else None
+    if tokenizer is not None:
+        return tokenizer
+    if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
+        raise InputError(
+            f"{source} holds no tokenizer.json, so no tokenizer of a decoder. Name one with --tokenizer_name_or_path."
+        )
+    tokenizer = learn_tokenizer(clean(text, data.chars_to_ignore) for text in raw["train"].targets() if text)
+    logger.info("Tokenizer of %d subwords, learned from the translations of the training split", len(tokenizer))
+    return tokenizer
 
 
 def _classes_of_model(start: StartingPoint) -> list[str]:

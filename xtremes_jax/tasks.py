@@ -36,6 +36,10 @@ FLEURS_LANGUAGES = tuple(sorted(language for group in FLEURS_GROUPS.values() for
 """All 102 languages, in the order of the data set's `lang_id` labels."""
 
 
+COVOST2_SOURCES = tuple("fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split())
+"""Languages of CoVoST 2 that are translated into English, as the data set spells them."""
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One task of the benchmark."""
@@ -44,8 +48,8 @@ class TaskSpec:
     """The value of `--task`."""
     dataset: str
     """First half of a data set config: `f"{dataset}.{language}"`."""
-    kind: Literal["ctc", "classification"]
-    """The head and the loss: characters by CTC, or one class a clip."""
+    kind: Literal["ctc", "classification", "translation"]
+    """The head and the loss: characters by CTC, one class a clip, or the text of a decoder."""
     target_column: str
     """The column that is predicted unless `--target_column_name` says otherwise."""
     metrics: tuple[str, ...]
@@ -53,7 +57,17 @@ class TaskSpec:
     greater_is_better: bool
     """Which way the first metric points."""
     languages: tuple[str, ...]
-    """Languages of the benchmark, as its config names spell them."""
+    """Languages of the benchmark, as its config names spell them; of translation the directions, such as `fr.en`."""
+
+    @property
+    def predicts_text(self) -> bool:
+        """Whether the target is text, and not one class a clip."""
+        return self.kind in ("ctc", "translation")
+
+    @property
+    def family(self) -> str:
+        """What the task is one of, in words: recognition, classification or translation."""
+        return {"ctc": "recognition"}.get(self.kind, self.kind)
 
 
 def _recognition(name: str, dataset: str, languages: str | tuple[str, ...], primary: str = "wer") -> TaskSpec:
@@ -71,6 +85,15 @@ TASKS: dict[str, TaskSpec] = {
         _recognition("voxpopuli", "voxpopuli", "en de fr es pl it ro hu cs nl fi hr sk sl"),
         _recognition("babel", "babel", "as ka lo sw tl"),
         _recognition("fleurs-asr", "fleurs", FLEURS_LANGUAGES, primary="cer"),
+        TaskSpec(
+            "covost2",
+            "covost2",
+            "translation",
+            "translation",
+            ("bleu",),
+            True,
+            tuple(f"{source}.en" for source in COVOST2_SOURCES),
+        ),
         TaskSpec("minds14", "minds14", "classification", "intent_class", ("f1", "accuracy"), True, _MINDS14),
         TaskSpec("fleurs-lang_id", "fleurs", "classification", "lang_id", ("accuracy",), True, FLEURS_LANGUAGES),
     )
@@ -78,12 +101,11 @@ TASKS: dict[str, TaskSpec] = {
 """Every task that can be trained and scored, by the name `--task` takes."""
 
 NOT_YET = {
-    "covost2": "speech translation needs a decoder, which this version does not have",
     "fleurs-retrieval": "speech retrieval needs an embedding head, which this version does not have",
 }
 """Tasks of the benchmark that are refused, with the reason."""
 
-_TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription"})
+_TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription", "translation"})
 _CLASS_COLUMNS = frozenset({"lang_id", "intent_class", "gender", "lang_group_id"})
 
 
@@ -125,6 +147,20 @@ def nearest_language(language: str, known: Iterable[str]) -> str:
     return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
 
 
+def direction(language: str) -> str:
+    """A direction of CoVoST 2 as XTREME-S spells it: `fr.en` for `fr`, `fr_en` or `fr.en`, `zh-CN.en` for `zh`.
+
+    What is not known as a source language is taken for one, so data of one's own may hold others: `xx` is `xx.en`.
+    Names of other targets (`en.de`) stay as they are.
+    """
+    source, mark, target = language.replace("_", ".").rpartition(".")
+    if not mark:
+        source, target = target, "en"
+    plain = {name.lower(): name for name in COVOST2_SOURCES}
+    plain |= {name.partition("-")[0].lower(): name for name in COVOST2_SOURCES}
+    return f"{plain.get(source.lower(), source)}.{target}"
+
+
 def select_task(
     *,
     task: str | None = None,
@@ -148,6 +184,10 @@ def select_task(
         raise InputError(
             f"--task {spec.name} does not go with --dataset_config_name {dataset_config_name}: its configs are named "
             f"{spec.dataset}.<language>. Drop one of the two flags."
+        )
+    if spec.kind == "translation":
+        config_language, language = (
+            direction(name) if name not in (None, "all") else name for name in (config_language, language)
         )
     if config_language and language and config_language != language:
         raise InputError(
@@ -232,11 +272,11 @@ def _expand_languages(spec: TaskSpec, language: str, group: str | None, dataset_
 
 
 def _target_column(spec: TaskSpec, column: str | None) -> str:
-    wrong = _CLASS_COLUMNS if spec.kind == "ctc" else _TEXT_COLUMNS
+    wrong = _CLASS_COLUMNS if spec.predicts_text else _TEXT_COLUMNS
     if column in wrong:
         raise InputError(
             f"--target_column_name {column} does not fit --task {spec.name}, which predicts "
-            f"{'text' if spec.kind == 'ctc' else 'one class a clip'} ({spec.target_column}). Drop the flag, or use the "
+            f"{'text' if spec.predicts_text else 'one class a clip'} ({spec.target_column}). Drop the flag, or use the "
             f"task that predicts {column}{': fleurs-lang_id' if column == 'lang_id' else ''}."
         )
     return column or spec.target_column

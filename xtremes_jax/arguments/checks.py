@@ -176,12 +176,10 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "eval": ("without --do_eval", lambda run: run.training.do_eval),
     "predict": ("without --do_predict", lambda run: run.training.do_predict),
     "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
-    "ctc": ("in any task but recognition", lambda run: run.selection.task.kind == "ctc"),
-    "classification": ("in any task but classification", lambda run: run.selection.task.kind == "classification"),
-    "translation": ("in any task but translation", lambda run: run.selection.task.kind == "translation"),
-    "text": (
-        "in any task but recognition and translation", lambda run: run.selection.task.kind in ("ctc", "translation")
-    ),
+    "text": ("in a task of {family}", lambda run: run.selection.task.predicts_text),
+    "ctc": ("in a task of {family}", lambda run: run.selection.task.kind == "ctc"),
+    "classification": ("in a task of {family}", lambda run: run.selection.task.kind == "classification"),
+    "translation": ("in a task of {family}", lambda run: run.selection.task.kind == "translation"),
     "own_decoder": (
         "where the decoder brings its vocabulary",
         lambda run: run.model.decoder_config_name is not None,
@@ -210,7 +208,8 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "tensorboard": ("without --report_to tensorboard", lambda run: bool(run.training.report_to)),
     "push": ("without --push_to_hub", lambda run: run.training.push_to_hub),
 }
-"""Words of `flag(needs=...)` -> how a note says that the run lacks it, and whether a run has it."""
+"""Words of `flag(needs=...)` -> how a note says that the run lacks it, and whether a run has it; `{family}` stands for
+what the run's task is one of."""
 
 
 def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
@@ -224,7 +223,8 @@ def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
     for name, value in given.values.items():
         lacking = [words for words, holds in map(NEEDS.get, FLAGS[name].metadata["needs"]) if not holds(arguments)]
         if lacking and value is not None:
-            idle.setdefault(lacking[0], []).append(given.source(name))
+            words = lacking[0].format(family=arguments.selection.task.family)
+            idle.setdefault(words, []).append(given.source(name))
     return tuple(f"{_listed(names)} no effect {words}." for words, names in idle.items())
 
 

@@ -50,8 +50,8 @@ class ModelArguments:
     )
     tokenizer_name_or_path: str | None = flag(
         None,
-        "Hub id or directory of the tokenizer; without it the vocabulary is made from the transcripts, and of "
-        "translations is the decoder's.",
+        "Hub id or directory of the tokenizer; without it the vocabulary is made from the targets, unless the decoder of "
+        "a translation model brings one.",
         scoring=True,
         needs=("text",),
     )
@@ -146,7 +146,8 @@ class DataArguments:
     )
     chars_to_ignore: tuple[str, ...] | None = flag(
         tuple(', ? . ! - ; : " “ % ‘ ” �'.split()),
-        "Characters to strip from transcripts, put between [ and ] of one regular expression as the reference does.",
+        "Characters to strip from transcripts and translations, put between [ and ] of one regular expression as the "
+        "reference does.",
         scoring=True,
         needs=("text",),
     )

@@ -30,6 +30,7 @@ _AUDIO = ("path", "file", "audio_filepath", "audio_path", "audio_file", "file_na
 _LANGUAGE = ("language", "locale", "lang", "lang_id")
 _TARGETS = {
     "transcription": ("text", "sentence", "transcript", "normalized_text"),
+    "translation": ("target", "target_text", "english_transcription"),
     "intent_class": ("label", "class"),
     "lang_id": (*_LANGUAGE, "label", "class"),
 }

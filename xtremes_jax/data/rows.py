@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from xtremes_jax.data.repository import row_names
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import Selection, nearest, nearest_language
+from xtremes_jax.tasks import Selection, direction, nearest, nearest_language
 
 logger = logging.getLogger(__name__)
 
 _LANGUAGE_COLUMNS = ("lang_id", "language", "locale")
+_DIRECTION = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?[._][a-z]{2,3}(-[A-Z]{2})?")
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -105,8 +107,11 @@ def _describe_all(table: datasets.Dataset) -> str:
 
 def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> None:
     flag, column = "--target_column_name", selection.target_column
-    text = selection.task.kind == "ctc"
-    usual = ("transcription", "text", "sentence", "transcript", "normalized_text") if text else ("label", "labels")
+    text = selection.task.predicts_text
+    if selection.task.kind == "translation":
+        usual = ("translation", "target", "target_text", "english_transcription")
+    else:
+        usual = ("transcription", "text", "sentence", "transcript", "normalized_text") if text else ("label", "labels")
     if column not in table.column_names:
         raise _missing(flag, column, table, where, usual)
     kind = table.features[column]
@@ -121,7 +126,24 @@ def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> 
 
 
 def row_languages(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
-    """Language of each row: from `lang_id`, `language` or `locale`, else the config's, else the one asked for."""
+    """Language of each row: from `lang_id`, `language` or `locale`, else the config's, else the one asked for.
+
+    Of translation it is the direction, such as `fr.en`, also where the data name only the language that is spoken.
+    """
+    if selection.task.kind == "translation":
+        return _row_directions(table, config, selection)
+    return _row_languages(table, config, selection)
+
+
+def _row_directions(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
+    # A config of a source's own may be called `fr_en`, and its columns may say nothing about languages.
+    named = selection.language == "all" and _DIRECTION.fullmatch(config)
+    languages = [config if named and name == "all" else name for name in _row_languages(table, config, selection)]
+    spelled = {name: name if name == "all" else direction(name) for name in set(languages)}
+    return [spelled[name] for name in languages]
+
+
+def _row_languages(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
     dataset, _, language = config.partition(".")
     fallback = language if dataset == selection.task.dataset and language else selection.language
     for column in _LANGUAGE_COLUMNS:

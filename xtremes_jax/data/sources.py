@@ -33,7 +33,7 @@ from xtremes_jax.data.repository import (
 from xtremes_jax.data.rows import Part, labels_of, part_of, same_columns
 from xtremes_jax.data.xtreme_s import open_xtreme_s
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import XTREME_S, Selection
+from xtremes_jax.tasks import XTREME_S, Selection, direction
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +231,10 @@ def choose_configs(source: Repository, selection: Selection) -> list[str]:
         if not kept:
             raise choose("--language_group", selection.language_group, singles, f"group of configs in {source.name}")
         return kept
+    if selection.task.kind == "translation":  # a direction may be named after the language that is spoken alone
+        same = [config for config in singles if direction(config.removeprefix(prefix)) == selection.language]
+        if same:
+            return same[:1]
     if f"{prefix}all" in singles:
         return [f"{prefix}all"]
     if len(source.configs) == 1 and "." not in source.configs[0]:
@@ -275,7 +279,7 @@ def _join(parts: list[Part], request: SplitRequest, audio_column: str, selection
 
 def _with_labels(splits: dict[str, RawSplit], selection: Selection) -> dict[str, RawSplit]:
     """Gives all splits of a classification run the same class names, or says which split differs."""
-    if selection.task.kind == "ctc":
+    if selection.task.predicts_text:
         return splits
     first, *_ = splits.values()  # the training split, where there is one: a run names it first
     names, declared = labels_of(first.dataset, selection.target_column)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.decode import collapse, to_text
+from xtremes_jax.evaluation.decode import collapse, to_sentences, to_text
 from xtremes_jax.evaluation.metrics import Scores, score
 from xtremes_jax.tasks import TaskSpec
 
@@ -17,8 +17,9 @@ from xtremes_jax.tasks import TaskSpec
 class ScoredSplit:
     """The result of evaluating a model on a split.
 
-    `metrics` has the averages under the metric's plain name ("wer") and each language's as "wer_<language>", the mean
-    "loss", and the number of "samples"; `predictions` has one dict a clip: id, sample_id, language, reference and
+    `metrics` has the averages under the metric's plain name ("wer") and each language's as "wer_<language>", of
+    translation also those of groups of languages ("bleu_high"), the mean "loss", and the number of "samples";
+    `predictions` has one dict a clip: id, sample_id, language, reference and
     prediction.
     """
 
@@ -75,15 +76,15 @@ def score_split(
     label_names: Sequence[str] | None = None,
     per_language: bool = True,
 ) -> ScoredSplit:
-    """Decodes argmax ids and scores them as the XTREME-S metric does.
+    """Decodes argmax ids, or a decoder's generated ones, and scores them as the XTREME-S metric does.
 
     Clips whose ids are missing (they could not be decoded) are left out here; the loader has listed them.
 
     Args:
         predictions: from `predict`.
         sample_ids, references, languages, clip_names: one entry a clip of the split. A reference is the clean
-            transcript or the name of the class.
-        tokenizer: of a CTC model.
+            transcript or translation, or the name of the class.
+        tokenizer: of a model that predicts text.
         label_names: of a classification model, by class id.
         per_language: average over languages instead of pooling all clips.
 
@@ -97,6 +98,8 @@ def score_split(
     raw = [ids[int(sample_ids[i])] for i in kept]
     if task.kind == "ctc":
         hypotheses = _transcripts(raw, tokenizer)
+    elif task.kind == "translation":
+        hypotheses = to_sentences(tokenizer, raw)
     else:
         hypotheses = [label_names[int(label)] for label in raw]
     kept_references = [references[i] for i in kept]
@@ -105,6 +108,7 @@ def score_split(
     if per_language:
         for language, values in scores.per_language.items():
             metrics |= {f"{name}_{language}": value for name, value in values.items()}
+        metrics |= scores.groups
     metrics |= {"loss": predictions.loss, "samples": len(kept)}
     if predictions.cut_off is not None:
         metrics["cut_off_sentences"] = predictions.cut_off
