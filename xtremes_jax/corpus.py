@@ -16,9 +16,9 @@ from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
 from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
-from xtremes_jax.loading import StartingPoint
-from xtremes_jax.models import ModelConfig
+from xtremes_jax.models import DecoderConfig, ModelConfig
 from xtremes_jax.run_directory import SKIPPED
+from xtremes_jax.starting import StartingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,10 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
     tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.config, head="ctc").num_frames
+    num_frames = ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_frames
+    longest = None
+    if kind == "translation":
+        longest = DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings
     splits = {
         role: prepare(
             split,
@@ -110,6 +113,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
             num_frames=num_frames,
             tokenizer=tokenizer,
             chars_to_ignore=data.chars_to_ignore,
+            max_target_length=longest,
             purpose="train" if role == "train" else "score",
             min_duration=data.min_duration_in_seconds,
             max_duration=data.max_duration_in_seconds,
@@ -176,18 +180,19 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
 def _subword_tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
     """The decoder's tokenizer: the one asked for, the checkpoint's own, or one learned from the training targets."""
     model, data = arguments.model, arguments.data
-    source, folder = start.source, start.directory
+    source, folder = start.decoder.source, start.decoder.directory
     if model.tokenizer_name_or_path is not None:
         source = model.tokenizer_name_or_path
         folder = hub.resolve_model(source, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
     tokenizer = load_subword_tokenizer(folder) if folder is not None else None
     if tokenizer is not None:
         return tokenizer
-    if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
+    if folder is not None:
         raise InputError(
             f"{source} holds no tokenizer.json, so no tokenizer of a decoder. Name one with --tokenizer_name_or_path."
         )
-    tokenizer = learn_tokenizer(clean(text, data.chars_to_ignore) for text in raw["train"].targets() if text)
+    texts = (clean(text, data.chars_to_ignore) for text in raw["train"].targets() if text)
+    tokenizer = learn_tokenizer(texts, vocab_size=data.translation_vocab_size)
     logger.info("Tokenizer of %d subwords, learned from the translations of the training split", len(tokenizer))
     return tokenizer
 

@@ -20,6 +20,20 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+_PIPELINES = {
+    "ctc": "automatic-speech-recognition",
+    "classification": "audio-classification",
+    "translation": "automatic-speech-recognition",  # also of speech encoder-decoders that write another language
+}
+"""Pipeline of Transformers that each kind of model goes into."""
+
+_WHAT = {
+    "ctc": "A wav2vec 2.0 model for speech recognition",
+    "classification": "A wav2vec 2.0 model for audio classification",
+    "translation": "A wav2vec 2.0 encoder and an mBART decoder for speech translation into English",
+}
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """What a model card states.
@@ -30,7 +44,7 @@ class CardFacts:
     """
 
     model_name: str
-    kind: Literal["ctc", "classification"]
+    kind: Literal["ctc", "classification", "translation"]
     task: str
     dataset_name: str
     dataset_config_name: str
@@ -39,6 +53,9 @@ class CardFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     per_language: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     base_model: str | None = None
+    """What the run started from; for translation the encoder, or both halves in one."""
+    decoder_model: str | None = None
+    """The decoder that was joined to the encoder, if it was pretrained."""
     synthetic: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +78,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    pipeline_tag = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    pipeline_tag = _PIPELINES[facts.kind]
     data_name = _data_name(facts)
     results = [
         EvalResult(
@@ -90,10 +107,10 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
-    what = "speech recognition" if facts.kind == "ctc" else "audio classification"
-    origin = f"fine-tuned from `{_public(facts.base_model)}`" if facts.base_model else "trained from random weights"
+    parents = [f"`{_public(name)}`" for name in (facts.base_model, facts.decoder_model) if name]
+    origin = f"fine-tuned from {' and '.join(parents)}" if parents else "trained from random weights"
     text = (
-        f"# {_public(facts.model_name)}\n\nA wav2vec 2.0 model for {what} (XTREME-S task `{facts.task}`), {origin} on "
+        f"# {_public(facts.model_name)}\n\n{_WHAT[facts.kind]} (XTREME-S task `{facts.task}`), {origin} on "
     )
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.synthetic:
@@ -116,7 +133,7 @@ def _results(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
-    task = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    task = _PIPELINES[facts.kind]
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{task}", model="PATH_OR_ID")\n'

@@ -77,12 +77,14 @@ class StartingPoint:
         return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
-def starting_point(model: ModelArguments, *, translation: bool = False, token: str | None = None) -> StartingPoint:
+def starting_point(
+    model: ModelArguments, *, translation: bool | None = False, token: str | None = None
+) -> StartingPoint:
     """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
 
     Args:
         model: names the checkpoint or the shape, and for translation the decoder's.
-        translation: whether a decoder is needed.
+        translation: whether a decoder is needed; None takes what the checkpoint is.
         token: of the hub.
 
     Raises:
@@ -90,6 +92,8 @@ def starting_point(model: ModelArguments, *, translation: bool = False, token: s
             or its files are damaged.
     """
     start = _encoder_or_joint(model, token)
+    if translation is None:
+        translation = start.is_joint
     if not translation:
         if start.is_joint:
             raise InputError(f"{start.source} is a model of speech translation: use it with --task covost2.")

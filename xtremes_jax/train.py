@@ -27,9 +27,9 @@ from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
-from xtremes_jax.loading import starting_point
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.starting import starting_point
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
@@ -58,7 +58,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
     with directory, StopRequest() as stop:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
-        start = starting_point(arguments.model, token=training.hub_token)
+        translation = arguments.selection.task.kind == "translation"
+        start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
@@ -66,7 +67,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
 
         # Model: architecture, and parameters on the devices.
         config = model_config(arguments, start, corpus)
-        network = assemble(arguments, start, config)
+        network = assemble(arguments, start, corpus, config)
         scorers = {
             role: Scorer(arguments, network, corpus, role, skipped)
             for role in ("eval", "predict")
