@@ -100,7 +100,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
     tokenizer = _tokenizer(arguments, start, raw) if kind == "ctc" else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.config, head=kind).num_frames
+    num_frames = ModelConfig.from_huggingface(start.config, head=kind).num_output_frames
     splits = {
         role: prepare(
             split,
