@@ -102,7 +102,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
     tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_frames
+    num_frames = ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames
     longest = None
     if kind == "translation":
         longest = DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings

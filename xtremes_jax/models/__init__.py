@@ -2,6 +2,8 @@
 
 from xtremes_jax.models.config import PRESETS, ModelConfig
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
+from xtremes_jax.models.convert_parts import from_encoder_and_decoder
+from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.model import (
     ModelOutput,
@@ -16,8 +18,17 @@ from xtremes_jax.models.model import (
     split_params,
     unflatten_params,
 )
+from xtremes_jax.models.translation import TranslationModel, TranslationOutput
+from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE, TranslationConfig
 
 __all__ = [
+    "DECODER_PRESETS",
+    "DecoderConfig",
+    "TRANSLATION_MODEL_TYPE",
+    "TranslationConfig",
+    "TranslationModel",
+    "TranslationOutput",
+    "from_encoder_and_decoder",
     "PRESETS",
     "ModelConfig",
     "ModelOutput",

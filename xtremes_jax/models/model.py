@@ -5,21 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.encoder import Encoder
-from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
+from xtremes_jax.models.frontend import prepare_waveform
 from xtremes_jax.models.heads import classification_logits, ctc_logits
 from xtremes_jax.models.layers import linear
-from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
-from xtremes_jax.models.products import spread
-
-HostOrDevice = np.ndarray | Array
-"""Arrays that a model takes: NumPy's too."""
+from xtremes_jax.models.masking import Randomness
+from xtremes_jax.models.translation import TranslationModel
+from xtremes_jax.models.translation_config import TranslationConfig
 
 Params = dict[str, Any]
 """A nested dict of arrays, keyed by strings as the modules are named."""
@@ -32,60 +29,6 @@ class ModelOutput(NamedTuple):
     """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count."""
     logit_lengths: Int[Array, " batch"] | None
     """Valid frames of each row for CTC; None for classification."""
-
-
-class Wav2Vec2(nnx.Module):
-    """The model without a head: front end, projection, SpecAugment, encoder (`Wav2Vec2Model`)."""
-
-    def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
-        self.config = config
-        self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
-        self.feature_projection = FeatureProjection(config, dtype=dtype, rngs=rngs)
-        self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
-        self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
-
-    def __call__(
-        self,
-        waveform: Float[Array, "batch samples"],
-        audio_lengths: Int[Array, " batch"] | None,
-        randomness: Randomness | None,
-        layer_weights: Float[Array, " layers_and_input"] | None = None,
-    ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"] | None]:
-        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row."""
-        x = self.feature_extractor(waveform, audio_lengths)
-        lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
-        x = self.feature_projection(x, randomness)
-        x = self._spec_augment(x, lengths, randomness)
-        last, mixed = self.encoder(x, lengths, randomness, layer_weights)
-        return (last if mixed is None else mixed), lengths
-
-    def _spec_augment(self, x: Array, lengths: Array | None, randomness: Randomness | None) -> Array:
-        """Masks spans of frames with a learned vector, and spans of features with zeros (Park et al. 2019)."""
-        config = self.config
-        if randomness is None or not config.apply_spec_augment:
-            return x
-        batch, frames, features = x.shape
-        if config.mask_time_prob > 0:
-            masked = spec_augment_mask(
-                fold(randomness, TIME_MASK),
-                jnp.full((batch,), frames, jnp.int32) if lengths is None else lengths,
-                frames,
-                mask_prob=config.mask_time_prob,
-                mask_length=config.mask_time_length,
-                min_masks=config.mask_time_min_masks,
-            )
-            x = jnp.where(masked[:, :, None], spread(self.masked_spec_embed[...], x.shape, x.dtype), x)
-        if config.mask_feature_prob > 0:
-            masked = spec_augment_mask(
-                fold(randomness, FEATURE_MASK),
-                jnp.full((batch,), features, jnp.int32),
-                features,
-                mask_prob=config.mask_feature_prob,
-                mask_length=config.mask_feature_length,
-                min_masks=config.mask_feature_min_masks,
-            )
-            x = jnp.where(masked[:, None, :], jnp.zeros((), x.dtype), x)
-        return x
 
 
 class SpeechModel(nnx.Module):
@@ -107,7 +50,7 @@ class SpeechModel(nnx.Module):
             # In half precision the products are still summed, and the logits given, in float32.
             self.lm_head = linear(
                 config,
-                config.hidden_size,
+                config.output_width,
                 config.vocab_size,
                 dtype=dtype,
                 rngs=rngs,
@@ -155,13 +98,17 @@ class SpeechModel(nnx.Module):
         return ModelOutput(logits, lengths)
 
 
+AnyConfig = ModelConfig | TranslationConfig
+AnyModel = SpeechModel | TranslationModel
+
+
 def build_model(
-    config: ModelConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
-) -> SpeechModel:
+    config: AnyConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
+) -> AnyModel:
     """A model with newly drawn float32 parameters, distributed as Transformers draws them.
 
     Args:
-        config: architecture and head.
+        config: architecture and head, or encoder and decoder.
         seed: an integer or a JAX key; the same seed gives the same parameters. With a key this can be traced, so that
             `jax.jit` with `out_shardings` may create large parameters where they will live.
         dtype: what is computed in (float32, bfloat16 or float16); parameters, waveform statistics, norms, softmax and
@@ -171,21 +118,22 @@ def build_model(
     Raises:
         InputError: the configuration has no head, or the policy is unknown.
     """
-    return SpeechModel(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
+    kind = TranslationModel if isinstance(config, TranslationConfig) else SpeechModel
+    return kind(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
 
 
-def abstract_model(config: ModelConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> SpeechModel:
+def abstract_model(config: AnyConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> AnyModel:
     """The same model with `jax.ShapeDtypeStruct` in place of arrays: nothing is computed or allocated."""
     return nnx.eval_shape(lambda: build_model(config, seed=jax.random.key(0), dtype=dtype, remat=remat))
 
 
-def split_params(model: SpeechModel) -> tuple[Any, Params]:
+def split_params(model: AnyModel) -> tuple[Any, Params]:
     """A model as a hashable graph definition (static under `jax.jit`) and a nested dict of arrays."""
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
-def merge(graphdef: Any, params: Params) -> SpeechModel:
+def merge(graphdef: Any, params: Params) -> AnyModel:
     """The inverse of `split_params`; cheap enough to be called inside every step."""
     return nnx.merge(graphdef, params)
 
@@ -222,7 +170,7 @@ def path_name(path: str | Sequence[Any]) -> str:
 
 def is_feature_encoder(path: str | Sequence[Any]) -> bool:
     """Whether a parameter belongs to the convolutional front end, which `freeze_feature_encoder` freezes."""
-    return path_name(path).startswith("wav2vec2.feature_extractor.")
+    return path_name(path).startswith(("wav2vec2.feature_extractor.", "encoder.feature_extractor."))
 
 
 def decays(path: str | Sequence[Any]) -> bool:
@@ -231,4 +179,4 @@ def decays(path: str | Sequence[Any]) -> bool:
     Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay.
     """
     *parents, leaf = path_name(path).split(".")
-    return leaf != "bias" and not any(name.endswith("_norm") for name in parents)
+    return leaf != "bias" and not any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
