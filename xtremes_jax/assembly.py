@@ -9,13 +9,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xtremes_jax.arguments import Arguments
+from xtremes_jax.arguments import Arguments, ModelArguments
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
-from xtremes_jax.loading import StartingPoint, configure, initial_params
-from xtremes_jax.models import ModelConfig, Report, abstract_model, decays, is_feature_encoder, split_params
+from xtremes_jax.models import (
+    GenerationConfig,
+    ModelConfig,
+    Report,
+    TranslationConfig,
+    abstract_model,
+    decays,
+    is_feature_encoder,
+    split_params,
+)
+from xtremes_jax.starting import (
+    StartingPoint,
+    configure,
+    configure_translator,
+    generation_config,
+    initial_params,
+)
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
 from xtremes_jax.training.losses import Objective
@@ -83,10 +98,11 @@ def _translation_config(
     config = configure_translator(start, encoder, {})
     _check_tokenizer(tokenizer, config.vocab_size, start.decoder.source)
     for name in ("eos_token_id", "pad_token_id"):
-        if getattr(config, name) != getattr(tokenizer, name):
+        expected, found = getattr(config, name), getattr(tokenizer, name)
+        if expected != found:
             raise InputError(
-                f"{start.decoder.source} has {name} {getattr(config, name)}, but its tokenizer {getattr(tokenizer, name)}: "
-                "they do not belong together. Name the right one with --tokenizer_name_or_path."
+                f"{start.decoder.source} has {name} {expected}, but its tokenizer {found}: they do not belong together. "
+                "Name the right one with --tokenizer_name_or_path."
             )
     return config
 
@@ -132,6 +148,16 @@ def assemble(
     )  # fmt: skip
 
 
+def _generation(
+    arguments: Arguments, start: StartingPoint, config: ModelConfig | TranslationConfig, tokenizer: Any
+) -> GenerationConfig | None:
+    if not isinstance(config, TranslationConfig):
+        return None
+    training = arguments.training
+    limits = {"num_beams": training.generation_num_beams, "max_length": training.generation_max_length}
+    return generation_config(start, config, tokenizer, **limits)
+
+
 def _is_frozen(name: str, model: ModelArguments, report: Report | None) -> bool:
     """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
     new = () if report is None else report.missing
@@ -155,9 +181,7 @@ def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint) -> N
     }
     for flag, (part, is_frozen, directory) in frozen.items():
         if is_frozen and directory is None:
-            logger.warning(
-                "The %s has random weights and stays as it is; set %s False to train it.", part, flag
-            )
+            logger.warning("The %s has random weights and stays as it is; set %s False to train it.", part, flag)
 
 
 def _objective(arguments: Arguments, config: ModelConfig | TranslationConfig) -> Objective:

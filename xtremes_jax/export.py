@@ -73,7 +73,9 @@ def _facts(
         metrics=metrics,
         per_language=per_language,
         base_model=start.source if start.directory is not None else None,
-        decoder_model=start.decoder.source if start.decoder and not start.is_joint and start.decoder.directory else None,
+        decoder_model=start.decoder.source
+        if start.decoder and not start.is_joint and start.decoder.directory
+        else None,
         synthetic=corpus.synthetic,
         arguments=describe(arguments, only_changed=True),
         versions={"Python": platform.python_version()}

@@ -14,8 +14,8 @@ from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.data.subwords import load_subword_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
+    Generated,
     GenerationConfig,
-    GenerationOutput,
     ModelConfig,
     ModelOutput,
     TranslationConfig,
@@ -25,7 +25,7 @@ from xtremes_jax.models import (
     split_params,
     unflatten_params,
 )
-from xtremes_jax.starting import StartingPoint, configure_translator, initial_params, starting_point
+from xtremes_jax.starting import StartingPoint, configure_translator, generation_config, initial_params, starting_point
 
 
 class Model:
@@ -82,12 +82,11 @@ class Translator:
         graphdef = self.graphdef
 
         def write(params, audio, lengths, generation):
-            model = merge(graphdef, params)
-            return generate(model, *model.encode(audio, lengths), generation)
+            return generate(merge(graphdef, params), audio, lengths, generation)
 
         return jax.jit(write, static_argnums=3)
 
-    def __call__(self, audio, audio_lengths=None) -> GenerationOutput:
+    def __call__(self, audio, audio_lengths=None) -> Generated:
         """Translates speech into tokens; compiled once for each shape of `audio`.
 
         Args:
@@ -164,4 +163,5 @@ def _load_translator(start: StartingPoint, dtype: Any) -> Translator:
     if tokenizer is None:
         raise InputError(f"{start.source} holds no tokenizer, so what it writes cannot be read.")
     graphdef, params = _ready(start, config, dtype)
-    return Translator(graphdef, params, config, tokenizer=tokenizer, generation=generation_config(start, config))
+    generation = generation_config(start, config, tokenizer)
+    return Translator(graphdef, params, config, tokenizer=tokenizer, generation=generation)

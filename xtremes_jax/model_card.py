@@ -109,9 +109,7 @@ def _front_matter(facts: CardFacts) -> str:
 def _introduction(facts: CardFacts) -> str:
     parents = [f"`{_public(name)}`" for name in (facts.base_model, facts.decoder_model) if name]
     origin = f"fine-tuned from {' and '.join(parents)}" if parents else "trained from random weights"
-    text = (
-        f"# {_public(facts.model_name)}\n\n{_WHAT[facts.kind]} (XTREME-S task `{facts.task}`), {origin} on "
-    )
+    text = f"# {_public(facts.model_name)}\n\n{_WHAT[facts.kind]} (XTREME-S task `{facts.task}`), {origin} on "
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.synthetic:
         text += (

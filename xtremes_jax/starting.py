@@ -1,4 +1,4 @@
-"""What a run starts from: a checkpoint, its parts, or random weights in a shape; found, read, and turned into parameters."""
+"""What a run starts from: a checkpoint, its parts, or random weights in a shape; found, and read into parameters."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,12 +12,14 @@ import numpy as np
 from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.data.subwords import first_token
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
     DECODER_PRESETS,
     PRESETS,
     TRANSLATION_MODEL_TYPE,
     DecoderConfig,
+    GenerationConfig,
     ModelConfig,
     Params,
     Report,
@@ -32,6 +34,11 @@ from xtremes_jax.models import (
 from xtremes_jax.models.weights import read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
 
+
+_LONGEST = 128
+"""Most tokens of a translation where nobody says."""
+
+
 @dataclass(frozen=True)
 class DecoderStart:
     """The decoder that a translation run starts from, before its vocabulary and regularisation are set."""
@@ -42,8 +49,8 @@ class DecoderStart:
     """Where its weights and its tokenizer lie; None for random weights."""
     config: dict[str, Any]
     """Contents of its config.json, or of the joint config's "decoder"."""
-    generation: dict[str, Any]
-    """Contents of its generation_config.json; of older directories the whole config.json, which holds the same keys."""
+    generation: dict[str, Any] | None
+    """Contents of its generation_config.json; None where there is none, as in older directories."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,9 @@ def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
 def _check_joint(start: StartingPoint, model: ModelArguments) -> None:
     for part in ("encoder", "decoder"):
         if not isinstance(start.config.get(part), dict):
-            raise InputError(f'{start.source}: config.json has no "{part}", so it describes no {TRANSLATION_MODEL_TYPE} model.')
+            raise InputError(
+                f'{start.source}: config.json has no "{part}", so it describes no {TRANSLATION_MODEL_TYPE} model.'
+            )
     for name in ("decoder_name_or_path", "decoder_config_name"):
         if getattr(model, name) is not None:
             raise InputError(
@@ -156,13 +165,12 @@ def _separate_decoder(start: StartingPoint, model: ModelArguments, token: str | 
             "example small), or name a speech-encoder-decoder model."
         )
     name = model.decoder_config_name
-    return DecoderStart(name, None, _shape(name, "--decoder_config_name", DECODER_PRESETS), {})
+    return DecoderStart(name, None, _shape(name, "--decoder_config_name", DECODER_PRESETS), None)
 
 
-def _generation(directory: Path) -> dict[str, Any]:
-    """How a checkpoint wants its text to be generated: generation_config.json, or in older directories config.json."""
+def _generation(directory: Path) -> dict[str, Any] | None:
     path = directory / "generation_config.json"
-    return read_json_object(path) if path.is_file() else hub.read_config(directory)
+    return read_json_object(path) if path.is_file() else None
 
 
 def configure(start: StartingPoint, head: str, changes: Mapping[str, Any]) -> ModelConfig:
@@ -192,6 +200,41 @@ def configure_translator(
         eos_token_id=reader.eos_token_id,
         pad_token_id=reader.pad_token_id,
     )
+
+
+def generation_config(
+    start: StartingPoint,
+    config: TranslationConfig,
+    tokenizer: Any,
+    *,
+    num_beams: int | None = None,
+    max_length: int | None = None,
+) -> GenerationConfig:
+    """How translations are searched for: as the checkpoint says, but for what is given here.
+
+    Args:
+        start: a starting point of translation.
+        config: the model.
+        tokenizer: the decoder's; a language's token that it puts before every sentence is forced there.
+        num_beams, max_length: None leaves the checkpoint's; where it sets no length, that is 128 tokens.
+
+    Raises:
+        InputError: the checkpoint asks for another search, or for more than the model has.
+    """
+    read = start.decoder.generation
+    if read is not None:
+        found = GenerationConfig.from_huggingface(read, config)
+    else:
+        read = start.config if start.is_joint else start.decoder.config
+        found = GenerationConfig.from_model_config(read, config)
+    if max_length is None and not {"max_length", "max_new_tokens"} & read.keys():
+        max_length = min(_LONGEST, config.decoder.max_position_embeddings)
+    changes = {"num_beams": num_beams, "max_length": max_length}
+    if found.forced_bos_token_id is None:
+        changes["forced_bos_token_id"] = first_token(tokenizer)
+    changed = _changed(found, changes)
+    changed.check_fits(config)
+    return changed
 
 
 def _normalizes(start: StartingPoint) -> bool:

@@ -50,8 +50,8 @@ class ModelArguments:
     )
     tokenizer_name_or_path: str | None = flag(
         None,
-        "Hub id or directory of the tokenizer; without it the vocabulary is made from the targets, unless the decoder of "
-        "a translation model brings one.",
+        "Hub id or directory of the tokenizer; without it the vocabulary is made from the targets, unless a pretrained "
+        "decoder brings one.",
         scoring=True,
         needs=("text",),
     )
@@ -192,7 +192,7 @@ class DataArguments:
     )
     translation_vocab_size: int = flag(
         1000,
-        "Size of a vocabulary of subwords that is made from the translations, for a decoder with random weights (ours).",
+        "Subwords of a vocabulary that is made from the translations, for a decoder with random weights (ours).",
         at_least=8,
         needs=("train", "translation", "own_tokenizer", "own_decoder"),
     )

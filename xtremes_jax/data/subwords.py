@@ -119,6 +119,13 @@ def encode_targets(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -
     return labels, unknown
 
 
+def first_token(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """The language's token that all labels begin with; None where they begin with the text itself."""
+    first = int(encode_targets(tokenizer, ["a"])[0][0][0])
+    plain = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    return first if first in tokenizer.all_special_ids and first not in plain else None
+
+
 def _choose_english(tokenizer: "PreTrainedTokenizerFast") -> None:
     """A multilingual tokenizer that was saved without a target language writes English, as all of CoVoST 2 here."""
     if getattr(tokenizer, "tgt_lang", "") is None and "en_XX" in tokenizer.get_vocab():

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.models import GenerationConfig, Randomness, generate, merge, unflatten_params
+from xtremes_jax.models import GenerationConfig, Randomness, generate_from_hidden, merge, unflatten_params
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
 from xtremes_jax.training.sharding import replicated
@@ -196,7 +196,7 @@ def make_eval_step(
 def _translate(model, objective: Objective, batch: Batch, generation: GenerationConfig) -> Prediction:
     """The loss of the reference and the model's own sentence, from one encoding of the speech."""
     hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
-    forced = model.teacher_force(hidden, lengths, batch.labels, batch.label_lengths)
-    written = generate(model, hidden, lengths, generation)
+    forced = model.force(hidden, lengths, batch.labels, batch.label_lengths)
+    written = generate_from_hidden(model, hidden, lengths, generation)
     loss_sum = objective.loss_sum(forced, batch)
     return Prediction(written.tokens, written.lengths, loss_sum, objective.count(batch), written.cut_off)
