@@ -101,8 +101,8 @@ def _translation_config(
         expected, found = getattr(config, name), getattr(tokenizer, name)
         if expected != found:
             raise InputError(
-                f"{start.decoder.source} has {name} {expected}, but its tokenizer {found}: they do not belong together. "
-                "Name the right one with --tokenizer_name_or_path."
+                f"{start.decoder.source} has {name} {expected}, but its tokenizer {found}: they do not belong "
+                "together. Name the right one with --tokenizer_name_or_path."
             )
     return config
 

@@ -21,7 +21,6 @@ from xtremes_jax.models import (
     DecoderConfig,
     GenerationConfig,
     ModelConfig,
-    Params,
     Report,
     TranslationConfig,
     build_model,
@@ -31,9 +30,9 @@ from xtremes_jax.models import (
     split_params,
     to_huggingface,
 )
+from xtremes_jax.models.model import Params
 from xtremes_jax.models.weights import read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
-
 
 _LONGEST = 128
 """Most tokens of a translation where nobody says."""

@@ -68,13 +68,7 @@ class TranslationModel(nnx.Module):
         hidden, lengths = self.encode(audio, audio_lengths, randomness)
         labels = jnp.asarray(labels)
         label_lengths = None if label_lengths is None else jnp.asarray(label_lengths)
-        tokens = shift_right(
-            labels,
-            label_lengths,
-            start=self.config.decoder_start_token_id,
-            pad=self.config.pad_token_id,
-        )
-        return TranslationOutput(self.decode(tokens, hidden, lengths, randomness), label_lengths)
+        return self.force(hidden, lengths, labels, label_lengths, randomness=randomness)
 
     def encode(
         self,
@@ -93,6 +87,24 @@ class TranslationModel(nnx.Module):
         if lengths is None:
             lengths = jnp.full((audio.shape[0],), hidden.shape[1], jnp.int32)
         return (self.enc_to_dec_proj(hidden) if self.config.has_projection else hidden), lengths
+
+    def force(
+        self,
+        hidden: Float[Array, "batch frames features"],
+        lengths: Int[Array, " batch"] | None,
+        labels: Int[Array, "batch labels"],
+        label_lengths: Int[Array, " batch"] | None,
+        *,
+        randomness: Randomness | None = None,
+    ) -> TranslationOutput:
+        """Logits of every label given those before it, from speech that is encoded already."""
+        tokens = shift_right(
+            labels,
+            label_lengths,
+            start=self.config.decoder_start_token_id,
+            pad=self.config.pad_token_id,
+        )
+        return TranslationOutput(self.decode(tokens, hidden, lengths, randomness), label_lengths)
 
     def decode(
         self,

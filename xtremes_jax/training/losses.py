@@ -162,6 +162,37 @@ def classification_loss_sum(
     return jnp.sum(jnp.where(weight > 0, losses * weight, 0.0))
 
 
+def translation_loss_sum(
+    logits: Float[Array, "batch labels vocabulary"],
+    labels: Int[Array, "batch labels"],
+    label_lengths: Int[Array, " batch"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
+    """Sum over the labels of their cross entropy in nats; divide by `translation_loss_weight` for the batch's loss.
+
+    With smoothing (Szegedy et al. 2016), as `LabelSmoother` of Transformers defines it: that share of each target's
+    probability is spread evenly over the whole vocabulary, the target itself included.
+
+    Args:
+        logits: of every label, given those before it.
+        labels: token ids, anything past the label length.
+        label_lengths: labels of each row that count; 0 leaves a row out.
+        smoothing: in [0, 1).
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    losses = -jnp.take_along_axis(log_probs, labels[:, :, None], axis=2)[:, :, 0]
+    if smoothing:
+        losses = (1.0 - smoothing) * losses - smoothing * jnp.mean(log_probs, axis=-1)
+    counted = jnp.arange(labels.shape[1]) < label_lengths[:, None]
+    return jnp.sum(jnp.where(counted, losses, 0.0))
+
+
+def translation_loss_weight(label_lengths: Int[Array, " batch"]) -> Float[Array, ""]:
+    """What the sum of a translation's losses is divided by: the number of labels that count."""
+    return jnp.sum(label_lengths).astype(jnp.float32)
+
+
 def loss_weight(weight: Float[Array, " batch"], *, reduction: str) -> Float[Array, ""]:
     """What the sum of losses is divided by: the number of clips for "mean", 1 for "sum"."""
     return jnp.sum(weight) if reduction == "mean" else jnp.ones((), jnp.float32)
