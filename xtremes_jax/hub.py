@@ -39,6 +39,8 @@ _CONFIG_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
 )
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
