@@ -113,7 +113,8 @@ def split_bar(role: str, total: int, hidden: bool) -> Iterator[tqdm]:
 
 def show_evaluation(step: int, epoch: float, scored: ScoredSplit, task: TaskSpec) -> None:
     """One line: the averages, and the main metric of each language where these are few."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in scored.scores.average.items())
+    averages = scored.scores.average | scored.scores.groups
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in averages.items())
     main = task.metrics[0]
     languages = scored.scores.per_language
     parts = ""

@@ -27,7 +27,8 @@ from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
-from xtremes_jax.run_directory import RunDirectory
+from xtremes_jax.run_directory import RECORD, RunDirectory
+from xtremes_jax.run_record import write_record
 from xtremes_jax.scoring import Scorer, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.training.checkpoint import Checkpoints
@@ -80,6 +81,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
             if training.overwrite_output_dir:
                 directory.clear()
                 results = {}
+            # A record is of a finished run: see score.py.
+            (directory.path / RECORD).unlink(missing_ok=True)
             state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
@@ -87,10 +90,12 @@ def run(arguments: Arguments) -> dict[str, Any]:
             export_run(directory.path, network, arguments, corpus, start)
 
         # Scores of the finished model, its card, and its way to the hub.
+        scored = {}
         for role, scorer in scorers.items():
-            scored = scorer(network.trainable, network.frozen)
-            results |= write_scores(directory.path, role, scored, PREDICTIONS[role])
+            scored[role] = scorer(network.trainable, network.frozen)
+            results |= write_scores(directory.path, role, scored[role], PREDICTIONS[role])
         write_json(directory.path / "all_results.json", results)
+        write_record(directory.path, arguments, corpus, scored)
         if training.do_train:
             write_card(directory.path, arguments, corpus, results, start)
         console.show_results(results, arguments, corpus, directory.path)

@@ -244,7 +244,8 @@ def covost2(texts: list[str], **more) -> dict:
     rows = len(texts)
     return {
         "client_id": ["c"] * rows, "file": [f"{text}.mp3" for text in texts],
-        "sentence": [text.title() for text in texts], "translation": [f"{text} in english" for text in texts], "id": [f"id-{text}" for text in texts], **more,
+        "sentence": [text.title() for text in texts], "translation": [f"{text} in english" for text in texts],
+        "id": [f"id-{text}" for text in texts], **more,
     }  # fmt: skip
 
 
