@@ -15,10 +15,18 @@ from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.loading import StartingPoint, configure, initial_params
-from xtremes_jax.models import ModelConfig, Report, abstract_model, decays, is_feature_encoder, split_params
+from xtremes_jax.models import (
+    ModelConfig,
+    Report,
+    abstract_model,
+    decays,
+    is_feature_encoder,
+    is_retrieval,
+    split_params,
+)
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
-from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
 from xtremes_jax.training.precision import compute_dtype
 from xtremes_jax.training.state import TrainState, create_state, parameter_count
@@ -31,6 +39,9 @@ _FROM_FLAGS = (
 ).split()
 """Fields of the model's configuration that flags of the same name override, as in the reference script."""
 
+_EMBEDDING_DIM = 256
+"""Width of new embeddings: of the order of the classifier's projection, so that the pool of keys stays small."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -38,7 +49,7 @@ class Network:
 
     config: ModelConfig
     graphdef: Any
-    objective: Objective
+    objective: Objective | PairObjective
     mesh: Mesh
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
@@ -48,10 +59,17 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     """The architecture with the task's head, and for training with regularisation as the flags say.
 
     Raises:
-        InputError: a model that is only scored has fewer outputs than its tokenizer has tokens.
+        InputError: a model that is only scored has fewer outputs than its tokenizer has tokens, or was not trained for
+            retrieval.
     """
+    kind = arguments.selection.task.kind
     if not arguments.training.do_train:
-        config = configure(start, arguments.selection.task.kind, {})
+        config = configure(start, kind, {})
+        if kind == "retrieval" and not is_retrieval(start.config):
+            raise InputError(
+                f"{start.source} was not trained for retrieval (its config.json has no xtremes_jax_head). Fine-tune "
+                "it with xtremes_jax.train --do_train, or choose a model of --task fleurs-retrieval."
+            )
         if corpus.tokenizer is not None and len(corpus.tokenizer) > config.vocab_size:
             raise InputError(
                 f"{start.source} knows {config.vocab_size} tokens, but its tokenizer has {len(corpus.tokenizer)}: "
@@ -61,9 +79,25 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     changes: dict[str, Any] = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
+    elif kind == "retrieval":
+        known = None if is_retrieval(start.config) else _EMBEDDING_DIM
+        changes["num_labels"] = arguments.model.embedding_dim or known
     else:
         changes["num_labels"] = len(corpus.label_names)
-    return configure(start, arguments.selection.task.kind, changes)
+    return configure(start, kind, changes)
+
+
+def make_objective(arguments: Arguments, config: ModelConfig) -> Objective | PairObjective:
+    """The loss of the model's head, as the flags say."""
+    if config.head == "retrieval":
+        flags = arguments.model
+        return PairObjective(flags.retrieval_loss, flags.retrieval_margin, flags.retrieval_negatives)
+    return Objective(
+        config.head,
+        blank=config.pad_token_id,
+        reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
+        zero_infinity=config.ctc_zero_infinity,
+    )
 
 
 def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) -> Network:
@@ -95,12 +129,7 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
         dict(mesh.shape),
         np.dtype(dtype).name,
     )
-    objective = Objective(
-        config.head,
-        blank=config.pad_token_id,
-        reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
-        zero_infinity=config.ctc_zero_infinity,
-    )
+    objective = make_objective(arguments, config)
     return Network(config, graphdef, objective, mesh, _place(trainable, mesh), _place(frozen, mesh))
 
 
@@ -140,6 +169,7 @@ def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> Train
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         sharding=sharding.batch_sharding(mesh),
+        pairs=corpus.pairs,
         **size,
     )
 

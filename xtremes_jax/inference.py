@@ -37,7 +37,7 @@ def transcribe(
     """
     model = model_or_path if isinstance(model_or_path, Model) else load_model(model_or_path)
     if model.config.head != "ctc":
-        raise InputError("transcribe needs a model with a CTC head; this one is for classification.")
+        raise InputError(f"transcribe needs a model with a CTC head; this one is for {model.config.head}.")
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
     if isinstance(audio_files, (str, Path, bytes)):

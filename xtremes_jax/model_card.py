@@ -16,6 +16,21 @@ _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
     "resume_from_checkpoint".split()
 )
+_PIPELINE_TAGS = {
+    "ctc": "automatic-speech-recognition",
+    "classification": "audio-classification",
+    "retrieval": "feature-extraction",
+}
+_USE_OF_EMBEDDINGS = """## Use
+
+```python
+import xtremes_jax
+
+model = xtremes_jax.load_model("PATH_OR_ID")
+embeddings = model(audio, audio_lengths).logits  # [batch, embedding], of length 1; their products are cosines
+```
+
+In Transformers it is a `Wav2Vec2ForSequenceClassification`: its logits, divided by their norm, are the embeddings."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -30,7 +45,7 @@ class CardFacts:
     """
 
     model_name: str
-    kind: Literal["ctc", "classification"]
+    kind: Literal["ctc", "classification", "retrieval"]
     task: str
     dataset_name: str
     dataset_config_name: str
@@ -61,7 +76,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    pipeline_tag = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    pipeline_tag = _PIPELINE_TAGS[facts.kind]
     data_name = _data_name(facts)
     results = [
         EvalResult(
@@ -90,12 +105,13 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
-    what = "speech recognition" if facts.kind == "ctc" else "audio classification"
+    what = {"ctc": "speech recognition", "classification": "audio classification", "retrieval": "speech retrieval"}
     origin = f"fine-tuned from `{_public(facts.base_model)}`" if facts.base_model else "trained from random weights"
     text = (
-        f"# {_public(facts.model_name)}\n\nA wav2vec 2.0 model for {what} (XTREME-S task `{facts.task}`), {origin} on "
+        f"# {_public(facts.model_name)}\n\nA wav2vec 2.0 model for {what[facts.kind]} (XTREME-S task `{facts.task}`), "
+        f"{origin} on `{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at "
+        "16 kHz."
     )
-    text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.synthetic:
         text += (
             "\n\n**The data is synthetic speech**, made by a text-to-speech program. The figures below show that the "
@@ -111,12 +127,17 @@ def _results(facts: CardFacts) -> str:
     ]
     rows.append(("**all**", *(f"**{_figure(value)}**" for value in facts.metrics.values())))
     speech = "synthetic speech" if facts.synthetic else "speech"
-    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), as the XTREME-S metric defines them:"
+    how = "as the XTREME-S metric defines them"
+    if facts.kind == "retrieval":
+        how = "every utterance in another language looked for among all keys"
+    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), {how}:"
     return f"## Results\n\n{lead}\n\n" + _table(("language", *names), rows)
 
 
 def _usage(facts: CardFacts) -> str:
-    task = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    task = _PIPELINE_TAGS[facts.kind]
+    if facts.kind == "retrieval":
+        return _USE_OF_EMBEDDINGS
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{task}", model="PATH_OR_ID")\n'

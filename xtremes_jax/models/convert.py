@@ -91,6 +91,9 @@ TABLE: tuple[Rule, ...] = (
 )
 """Every parameter of every model here, under both names."""
 
+_TEMPERATURE = "logit_scale"
+"""The one parameter that is kept in config.json: Transformers' classifier has no tensor for it."""
+
 _HEADS = ("lm_head", "projector", "classifier", "layer_weights")
 _PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
 _OLD_SPELLINGS = {
@@ -125,7 +128,7 @@ def _rules(config: ModelConfig) -> dict[str, Rule]:
         for index in range(len(config.conv_dim) if "{i}" in rule.ours else 1):
             ours = rule.ours.replace("{i}", str(index))
             concrete[ours] = Rule(ours, rule.theirs.replace("{i}", str(index)), rule.transform)
-    return {name: concrete[name] for name in _shapes(config)}
+    return {name: concrete[name] for name in _shapes(config) if name != _TEMPERATURE}
 
 
 @functools.cache
@@ -187,12 +190,15 @@ def from_huggingface(
     _refuse_mismatch(missing, unexpected, set(names))
     if absent:
         params.update(_newly_drawn(config, seed, absent))
+    if config.head == "retrieval":
+        params[_TEMPERATURE] = np.float32(config.logit_scale)
     return unflatten_params(params), Report(tuple(missing), tuple(unexpected), tuple(new_head))
 
 
 def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """Turns parameters into the tensors of a Transformers checkpoint (float32, modern weight-norm spelling).
 
+    The temperature of a retrieval model is no tensor: it goes into the configuration (`ModelConfig.logit_scale`).
     `masked_spec_embed` is left out where both masking probabilities are 0, since Transformers' model has none then.
 
     Raises:
@@ -200,8 +206,8 @@ def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]
     """
     flat = flatten_params(params)
     rules = _rules(config)
-    if flat.keys() != rules.keys():
-        wrong = sorted(flat.keys() ^ rules.keys())
+    if flat.keys() != _shapes(config).keys():
+        wrong = sorted(flat.keys() ^ _shapes(config).keys())
         raise InputError(f"These parameters do not belong to this configuration, or are missing: {_listed(wrong)}.")
     tensors: dict[str, np.ndarray] = {}
     for ours, rule in rules.items():
