@@ -3,7 +3,15 @@
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import FLEURS_GROUPS, FLEURS_LANGUAGES, TASKS, nearest, nearest_language, select_task
+from xtremes_jax.tasks import (
+    FLEURS_GROUPS,
+    FLEURS_LANGUAGES,
+    TASKS,
+    is_key_language,
+    nearest,
+    nearest_language,
+    select_task,
+)
 
 
 def test_fleurs_has_102_languages_each_in_one_of_seven_groups():
@@ -25,8 +33,9 @@ def test_number_of_languages_and_first_metric_of_each_task():
         "fleurs-asr": (102, "cer"),
         "minds14": (14, "f1"),
         "fleurs-lang_id": (102, "accuracy"),
+        "fleurs-retrieval": (102, "p_at_1"),
     }
-    assert {task.greater_is_better == (task.kind == "classification") for task in TASKS.values()} == {True}
+    assert {task.greater_is_better == (task.kind != "ctc") for task in TASKS.values()} == {True}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,12 @@ def test_number_of_languages_and_first_metric_of_each_task():
             FLEURS_LANGUAGES,
         ),
         (
+            {"dataset_config_name": "fleurs.all", "target_column_name": "id"},
+            "fleurs-retrieval",
+            "fleurs.all",
+            FLEURS_LANGUAGES,
+        ),
+        (
             {"task": "fleurs-asr", "language_group": "chinese_japanase_korean_cjk"},
             "fleurs-asr",
             "fleurs.all",
@@ -71,6 +86,16 @@ def test_selection(flags, task, config, languages):
     assert again == selection
 
 
+def test_keys_are_named_by_language_or_by_code():
+    assert select_task(task="fleurs-retrieval").key_language == "en"
+    assert select_task(task="fleurs-retrieval", key_language="de_de").key_language == "de_de"
+    assert select_task(task="mls", key_language="de").key_language is None
+    for language, keys in (("en_us", "en"), ("en-US", "en_us"), ("EN", "en"), ("eng", "eng")):
+        assert is_key_language(language, keys)
+    for language, keys in (("eng", "en"), ("de_en", "en"), ("en_gb", "en_us"), ("en", "en_us")):
+        assert not is_key_language(language, keys)
+
+
 def test_other_data_may_hold_other_languages_and_configs():
     selection = select_task(task="mls", dataset_config_name="default", language="xx", dataset_name="my/data")
     assert (selection.config_name, selection.language, selection.languages) == ("default", "xx", ("xx",))
@@ -89,7 +114,9 @@ def test_target_column_is_the_tasks_or_the_one_given():
         ({"task": "fleurs"}, "fleurs-asr"),
         ({"task": "covost2"}, "speech translation needs a decoder"),
         ({"dataset_config_name": "covost2.fr.en"}, "speech translation needs a decoder"),
-        ({"task": "fleurs-retrieval"}, "speech retrieval"),
+        ({"dataset_config_name": "fleurs.all"}, "serves three tasks.*fleurs-asr.*fleurs-lang_id.*fleurs-retrieval"),
+        ({"task": "fleurs-retrieval", "target_column_name": "transcription"}, "needs the ids of sentences"),
+        ({"task": "fleurs-retrieval", "target_column_name": "lang_id"}, "fleurs-lang_id"),
         ({"dataset_config_name": "fleurs.all"}, "Add --task fleurs-asr"),
         ({"dataset_config_name": "fleurs.all", "target_column_name": "gender"}, "Add --task fleurs-asr"),
         ({"dataset_config_name": "minds41.all"}, "did you mean minds14.all"),
