@@ -8,6 +8,7 @@ from xtremes_jax.tasks import (
     FLEURS_LANGUAGES,
     TASKS,
     direction,
+    is_key_language,
     nearest,
     nearest_language,
     select_task,
@@ -34,6 +35,7 @@ def test_number_of_languages_and_first_metric_of_each_task():
         "covost2": (21, "bleu"),
         "minds14": (14, "f1"),
         "fleurs-lang_id": (102, "accuracy"),
+        "fleurs-retrieval": (102, "p_at_1"),
     }
     assert {task.greater_is_better == (task.kind != "ctc") for task in TASKS.values()} == {True}
 
@@ -65,6 +67,12 @@ def test_number_of_languages_and_first_metric_of_each_task():
             FLEURS_LANGUAGES,
         ),
         (
+            {"dataset_config_name": "fleurs.all", "target_column_name": "id"},
+            "fleurs-retrieval",
+            "fleurs.all",
+            FLEURS_LANGUAGES,
+        ),
+        (
             {"task": "fleurs-asr", "language_group": "chinese_japanase_korean_cjk"},
             "fleurs-asr",
             "fleurs.all",
@@ -83,6 +91,16 @@ def test_selection(flags, task, config, languages):
         target_column_name=selection.target_column,
     )
     assert again == selection
+
+
+def test_keys_are_named_by_language_or_by_code():
+    assert select_task(task="fleurs-retrieval").key_language == "en"
+    assert select_task(task="fleurs-retrieval", key_language="de_de").key_language == "de_de"
+    assert select_task(task="mls", key_language="de").key_language is None
+    for language, keys in (("en_us", "en"), ("en-US", "en_us"), ("EN", "en"), ("eng", "eng")):
+        assert is_key_language(language, keys)
+    for language, keys in (("eng", "en"), ("de_en", "en"), ("en_gb", "en_us"), ("en", "en_us")):
+        assert not is_key_language(language, keys)
 
 
 def test_other_data_may_hold_other_languages_and_configs():
@@ -106,7 +124,9 @@ def test_target_column_is_the_tasks_or_the_one_given():
         ({"dataset_config_name": "covost2.fr.en", "language": "de"}, "different languages"),
         ({"task": "covost2", "target_column_name": "lang_id"}, "predicts text"),
         ({"task": "minds14", "target_column_name": "translation"}, "one class a clip"),
-        ({"task": "fleurs-retrieval"}, "speech retrieval"),
+        ({"dataset_config_name": "fleurs.all"}, "serves three tasks.*fleurs-asr.*fleurs-lang_id.*fleurs-retrieval"),
+        ({"task": "fleurs-retrieval", "target_column_name": "transcription"}, "needs the ids of sentences"),
+        ({"task": "fleurs-retrieval", "target_column_name": "lang_id"}, "fleurs-lang_id"),
         ({"dataset_config_name": "fleurs.all"}, "Add --task fleurs-asr"),
         ({"dataset_config_name": "fleurs.all", "target_column_name": "gender"}, "Add --task fleurs-asr"),
         ({"dataset_config_name": "minds41.all"}, "did you mean minds14.all"),

@@ -22,6 +22,7 @@ from xtremes_jax.models import (
     abstract_model,
     decays,
     is_feature_encoder,
+    is_retrieval,
     split_params,
 )
 from xtremes_jax.starting import (
@@ -33,7 +34,7 @@ from xtremes_jax.starting import (
 )
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
-from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
 from xtremes_jax.training.precision import compute_dtype
 from xtremes_jax.training.state import TrainState, create_state, parameter_count
@@ -46,6 +47,9 @@ _FROM_FLAGS = (
 ).split()
 """Fields of the model's configuration that flags of the same name override, as in the reference script."""
 
+_EMBEDDING_DIM = 256
+"""Width of new embeddings: of the order of the classifier's projection, so that the pool of keys stays small."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -53,7 +57,7 @@ class Network:
 
     config: ModelConfig | TranslationConfig
     graphdef: Any
-    objective: Objective
+    objective: Objective | PairObjective
     mesh: Mesh
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
@@ -65,7 +69,8 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     """The architecture with the task's head or decoder, and for training with regularisation as the flags say.
 
     Raises:
-        InputError: the model has fewer outputs than its tokenizer has tokens.
+        InputError: the model has fewer outputs than its tokenizer has tokens; or one that is only scored was not
+            trained for retrieval.
     """
     kind = arguments.selection.task.kind
     changes: dict[str, Any] = {}
@@ -75,11 +80,19 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
         return _translation_config(arguments, start, corpus.tokenizer, changes)
     if not arguments.training.do_train:
         config = configure(start, kind, {})
+        if kind == "retrieval" and not is_retrieval(start.config):
+            raise InputError(
+                f"{start.source} was not trained for retrieval (its config.json has no xtremes_jax_head). Fine-tune "
+                "it with xtremes_jax.train --do_train, or choose a model of --task fleurs-retrieval."
+            )
         if corpus.tokenizer is not None:
             _check_tokenizer(corpus.tokenizer, config.vocab_size, start.source)
         return config
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
+    elif kind == "retrieval":
+        known = None if is_retrieval(start.config) else _EMBEDDING_DIM
+        changes["num_labels"] = arguments.model.embedding_dim or known
     else:
         changes["num_labels"] = len(corpus.label_names)
     return configure(start, kind, changes)
@@ -143,7 +156,7 @@ def assemble(
         np.dtype(dtype).name,
     )
     return Network(
-        config, graphdef, _objective(arguments, config), mesh, _place(trainable, mesh), _place(frozen, mesh),
+        config, graphdef, make_objective(arguments, config), mesh, _place(trainable, mesh), _place(frozen, mesh),
         generation=_generation(arguments, start, config, corpus.tokenizer),
     )  # fmt: skip
 
@@ -184,9 +197,13 @@ def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint) -> N
             logger.warning("The %s has random weights and stays as it is; set %s False to train it.", part, flag)
 
 
-def _objective(arguments: Arguments, config: ModelConfig | TranslationConfig) -> Objective:
+def make_objective(arguments: Arguments, config: ModelConfig | TranslationConfig) -> Objective | PairObjective:
+    """The loss of the model's head or decoder, as the flags say."""
     if isinstance(config, TranslationConfig):
         return Objective("translation", label_smoothing=arguments.training.label_smoothing_factor)
+    if config.head == "retrieval":
+        flags = arguments.model
+        return PairObjective(flags.retrieval_loss, flags.retrieval_margin, flags.retrieval_negatives)
     return Objective(
         config.head,
         blank=config.pad_token_id,
@@ -231,6 +248,7 @@ def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> Train
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         sharding=sharding.batch_sharding(mesh),
+        pairs=corpus.pairs,
         **size,
     )
 

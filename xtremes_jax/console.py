@@ -139,7 +139,11 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
                 rows.append([language, *values])
         if len(rows) == 2:
             rows = rows[:1]
-        print(f"\n{title} split, {results[f'{role}_samples']} clips")
+        keys = f"{role}_keys" in results
+        what = f"queries among {results[f'{role}_keys']} keys" if keys else "clips"
+        print(f"\n{title} split, {results[f'{role}_samples']} {what}")
         print(results_table(["language", *task.metrics], rows))
+        if keys:
+            print(f"By chance, p_at_1 is {results[f'{role}_chance_p_at_1']:.4f}")
     what = "The model, results and predictions" if arguments.training.do_train else "Results and predictions"
     print(f"\n{what} lie in {directory}", flush=True)

@@ -11,8 +11,9 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
-from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, write_skipped
-from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
+from xtremes_jax.data.pairs import Pairs, find_pairs
+from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, without, write_skipped
+from xtremes_jax.data.sources import RawSplit, SplitRequest, load_distractors, load_splits
 from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
@@ -35,6 +36,10 @@ class Corpus:
     """Names of the classes by class id, of a classification run."""
     synthetic: bool
     """Whether the speech is synthetic, which is said wherever a result is shown."""
+    pairs: Pairs | None = None
+    """Of a retrieval run that trains: what can be paired in the split "train"."""
+    distractors: PreparedSplit | None = None
+    """Of a retrieval run: more keys, which are of no sentence."""
 
 
 class SkippedClips:
@@ -49,7 +54,19 @@ class SkippedClips:
         self.path = directory / SKIPPED
         self._max_fraction = max_fraction
         self._clips: dict[tuple[str, int], SkippedClip] = {}
+        self._noted: dict[tuple[str, int], SkippedClip] = {}
         self._sizes: dict[str, int] = {}
+
+    def note(self, clips: Iterable[SkippedClip]) -> None:
+        """Lists clips that have no part in the run although nothing is wrong with them; the run goes on."""
+        clips = list(clips)
+        for clip in clips[:1]:
+            logger.warning("%s: %d clips have no part: %s (%s), …", clip.split, len(clips), clip.clip, clip.reason)
+        self._noted |= {(clip.split, clip.sample_id): clip for clip in clips}
+        self._write()
+
+    def _write(self) -> None:
+        write_skipped(self.path, (self._noted | self._clips).values())
 
     def begin(self, splits: Iterable[PreparedSplit]) -> None:
         """Lists what preparation has left out of the splits, and stops the run if it is too much of one."""
@@ -57,7 +74,7 @@ class SkippedClips:
         for split in splits:
             self._sizes[split.name] = len(split.raw.clip_names)
             self._clips |= {(clip.split, clip.sample_id): clip for clip in split.skipped}
-        write_skipped(self.path, self._clips.values())
+        self._write()
         check_skipped(splits, self._max_fraction, self.path)
 
     def add(self, clips: Iterable[SkippedClip]) -> None:
@@ -72,7 +89,7 @@ class SkippedClips:
         for clip in new:
             logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
             self._clips[clip.split, clip.sample_id] = clip
-        write_skipped(self.path, self._clips.values())
+        self._write()
         for name in {clip.split for clip in new}:
             count = sum(clip.split == name for clip in self._clips.values())
             if count > self._max_fraction * self._sizes[name]:
@@ -102,29 +119,26 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
     tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames
-    longest = None
-    if kind == "translation":
-        longest = DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings
+    options = {
+        "kind": kind,
+        "num_frames": ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames,
+        "tokenizer": tokenizer,
+        "chars_to_ignore": data.chars_to_ignore,
+        "max_target_length": _longest_target(start),
+        "min_duration": data.min_duration_in_seconds,
+        "max_duration": data.max_duration_in_seconds,
+        "num_workers": data.preprocessing_num_workers,
+        "cache_dir": _cache_folder(arguments),
+        "overwrite_cache": data.overwrite_cache,
+        "show_progress": not arguments.training.disable_tqdm,
+    }
     splits = {
-        role: prepare(
-            split,
-            kind=kind,
-            num_frames=num_frames,
-            tokenizer=tokenizer,
-            chars_to_ignore=data.chars_to_ignore,
-            max_target_length=longest,
-            purpose="train" if role == "train" else "score",
-            min_duration=data.min_duration_in_seconds,
-            max_duration=data.max_duration_in_seconds,
-            num_workers=data.preprocessing_num_workers,
-            cache_dir=_cache_folder(arguments),
-            overwrite_cache=data.overwrite_cache,
-            show_progress=not arguments.training.disable_tqdm,
-        )
-        for role, split in raw.items()
+        role: prepare(split, purpose="train" if role == "train" else "score", **options) for role, split in raw.items()
     }
     skipped.begin(splits.values())
+    if kind == "retrieval":
+        synthetic = any(split.synthetic for split in raw.values())
+        return _retrieval_corpus(arguments, splits, synthetic, options, skipped)
     label_names = None
     if kind == "classification" and arguments.training.do_train:
         label_names = next(iter(raw.values())).label_names
@@ -132,6 +146,32 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         label_names = _classes_of_model(start)
         splits = {role: _renumbered(split, label_names, start) for role, split in splits.items()}
     return Corpus(splits, tokenizer, label_names, synthetic=any(split.synthetic for split in raw.values()))
+
+
+def _retrieval_corpus(
+    arguments: Arguments, splits: dict[str, PreparedSplit], synthetic: bool, options: dict, skipped: SkippedClips
+) -> Corpus:
+    """The splits with what can be paired in them; of those to score, without the queries that have no key."""
+    key_language, train_pairs = arguments.data.key_language, None
+    for role, split in splits.items():
+        pairs, alone = find_pairs(split, key_language)
+        skipped.note(alone)
+        logger.info("%s: %d queries, of %d sentences that have a key", split.name, len(pairs.queries), len(pairs.keys))
+        if role == "train":
+            train_pairs = pairs
+        else:
+            splits[role] = without(split, {clip.sample_id for clip in alone})
+    raw = load_distractors(arguments.data, key_language, arguments.model.cache_dir)
+    if raw is None:
+        return Corpus(splits, None, None, synthetic, train_pairs)
+    distractors = prepare(raw, purpose="score", **options)
+    skipped.begin([distractors])
+    return Corpus(splits, None, None, synthetic or raw.synthetic, train_pairs, distractors)
+
+
+def _longest_target(start: StartingPoint) -> int | None:
+    """The most labels that a decoder has positions for."""
+    return start.decoder and DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings
 
 
 def _cache_folder(arguments: Arguments) -> Path | None:

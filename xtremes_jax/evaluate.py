@@ -12,7 +12,7 @@ from xtremes_jax.corpus import SkippedClips, load_corpus
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
-from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.scoring import make_scorer, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.signals import StopRequest
@@ -37,7 +37,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
         network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
-        scored = Scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
+        scored = make_scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
         results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
         write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
         write_record(directory.path, arguments, corpus, {"predict": scored})

@@ -1,5 +1,6 @@
 """A finished run as a Transformers repository, and its way to the hub."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -25,12 +26,14 @@ _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dat
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
     """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`."""
     params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
-    names = corpus.label_names
-    translation = isinstance(network.config, TranslationConfig)
+    names, config = corpus.label_names, network.config
+    translation = isinstance(config, TranslationConfig)
+    if not translation and config.head == "retrieval":
+        config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
     hub.export(
         directory,
         tensors=to_huggingface(unflatten_params(params), network.config),
-        config=network.config.to_huggingface(**({} if translation else {"label_names": names})),
+        config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=corpus.tokenizer,
         preprocessor=start.preprocessor,
         id2label=None if names is None else dict(enumerate(names)),

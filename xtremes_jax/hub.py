@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.config import is_retrieval
 from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
 
 if TYPE_CHECKING:
@@ -192,8 +193,9 @@ def export(
 
     With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`) or, with `generation` beside it, one that
     translates (`AutoModelForSpeechSeq2Seq`, `AutoFeatureExtractor`, `AutoTokenizer`); without one a classifier
-    (`AutoModelForAudioClassification`, `AutoFeatureExtractor`). `pipeline()` takes all of them. Each file is written
-    aside and renamed into place. What an earlier export left of these files is removed; other files are left alone.
+    (`AutoModelForAudioClassification`, `AutoFeatureExtractor`). `pipeline()` takes all of them. A retrieval model is a
+    classifier to Transformers, whose logits, divided by their norm, are the embeddings. Each file is written aside and
+    renamed into place. What an earlier export left of these files is removed; other files are left alone.
 
     Args:
         directory: made if absent.
@@ -201,7 +203,8 @@ def export(
         config: content of config.json; `architectures`, the labels and the tokenizer's ids are filled in here.
         tokenizer: for CTC and translation.
         preprocessor: `do_normalize`, `return_attention_mask`, `sampling_rate`, as `read_preprocessor` returns them.
-        id2label: for classification, the names of the classes by id, 0 to N - 1.
+        id2label: for classification, the names of the classes by id, 0 to N - 1; None for retrieval, where `config`
+            says how many numbers an embedding has.
         model_card: text of README.md.
         generation: for translation, the content of generation_config.json.
 
@@ -250,6 +253,8 @@ def _complete_config(
         content.update(vocab_size=size, pad_token_id=tokenizer.pad_token_id)
         content.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
         content["architectures"] = ["Wav2Vec2ForCTC"]
+    elif id2label is None and is_retrieval(config):
+        size, head = config["num_labels"], "classifier.weight"
     else:
         labels = {int(index): str(name) for index, name in (id2label or {}).items()}
         size, head = len(labels), "classifier.weight"

@@ -39,7 +39,7 @@ def transcribe(
     if isinstance(model, Translator):
         raise InputError("transcribe needs a model with a CTC head; this one translates: use xtremes_jax.translate.")
     if model.config.head != "ctc":
-        raise InputError("transcribe needs a model with a CTC head; this one is for classification.")
+        raise InputError(f"transcribe needs a model with a CTC head; this one is for {model.config.head}.")
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
 

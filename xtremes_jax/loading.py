@@ -33,8 +33,8 @@ class Model:
 
     Attributes:
         config: the architecture.
-        tokenizer: of a CTC model; None for classification.
-        label_names: of a classification model, by class id; None for CTC.
+        tokenizer: of a CTC model, else None.
+        label_names: of a classification model, by class id, else None.
     """
 
     def __init__(self, graphdef, params, config: ModelConfig, *, tokenizer=None, label_names=None):
@@ -55,8 +55,8 @@ class Model:
             audio_lengths: `[batch]` valid samples of each row; each clip then gives what it gives alone. None: all are.
 
         Returns:
-            `.logits`: `[batch, frames, vocabulary]` (CTC) or `[batch, classes]`, float32; `.logit_lengths`: `[batch]`
-            valid frames for CTC, else None.
+            `.logits`: `[batch, frames, vocabulary]` (CTC), `[batch, classes]` (classification) or `[batch, embedding]`
+            of length 1 (retrieval), float32; `.logit_lengths`: `[batch]` valid frames for CTC, else None.
 
         Raises:
             InputError: `audio` is not two-dimensional, is of another dtype, or is too short for one frame.
@@ -139,7 +139,7 @@ def load_model(
     )
     if config.head is None:
         raise InputError(
-            f"{path_or_id} has no head for recognition or classification (architectures: "
+            f"{path_or_id} has no head for recognition, classification or retrieval (architectures: "
             f"{start.config.get('architectures')}). Fine-tune it first: python -m xtremes_jax.train --help."
         )
     graphdef, params = _ready(start, config, dtype)

@@ -16,21 +16,31 @@ _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
     "resume_from_checkpoint".split()
 )
+_PIPELINE_TAGS = {
+    "ctc": "automatic-speech-recognition",
+    "classification": "audio-classification",
+    "retrieval": "feature-extraction",
+    "translation": "automatic-speech-recognition",  # also of speech encoder-decoders that write another language
+}
+_USE_OF_EMBEDDINGS = """## Use
+
+```python
+import xtremes_jax
+
+model = xtremes_jax.load_model("PATH_OR_ID")
+embeddings = model(audio, audio_lengths).logits  # [batch, embedding], of length 1; their products are cosines
+```
+
+In Transformers it is a `Wav2Vec2ForSequenceClassification`: its logits, divided by their norm, are the embeddings."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-
-_PIPELINES = {
-    "ctc": "automatic-speech-recognition",
-    "classification": "audio-classification",
-    "translation": "automatic-speech-recognition",  # also of speech encoder-decoders that write another language
-}
-"""Pipeline of Transformers that each kind of model goes into."""
 
 _WHAT = {
     "ctc": "A wav2vec 2.0 model for speech recognition",
     "classification": "A wav2vec 2.0 model for audio classification",
     "translation": "A wav2vec 2.0 encoder and an mBART decoder for speech translation into English",
+    "retrieval": "A wav2vec 2.0 model for speech retrieval",
 }
 
 
@@ -44,7 +54,7 @@ class CardFacts:
     """
 
     model_name: str
-    kind: Literal["ctc", "classification", "translation"]
+    kind: Literal["ctc", "classification", "translation", "retrieval"]
     task: str
     dataset_name: str
     dataset_config_name: str
@@ -78,7 +88,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    pipeline_tag = _PIPELINES[facts.kind]
+    pipeline_tag = _PIPELINE_TAGS[facts.kind]
     data_name = _data_name(facts)
     results = [
         EvalResult(
@@ -126,12 +136,17 @@ def _results(facts: CardFacts) -> str:
     ]
     rows.append(("**all**", *(f"**{_figure(value)}**" for value in facts.metrics.values())))
     speech = "synthetic speech" if facts.synthetic else "speech"
-    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), as the XTREME-S metric defines them:"
+    how = "as the XTREME-S metric defines them"
+    if facts.kind == "retrieval":
+        how = "every utterance in another language looked for among all keys"
+    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), {how}:"
     return f"## Results\n\n{lead}\n\n" + _table(("language", *names), rows)
 
 
 def _usage(facts: CardFacts) -> str:
-    task = _PIPELINES[facts.kind]
+    task = _PIPELINE_TAGS[facts.kind]
+    if facts.kind == "retrieval":
+        return _USE_OF_EMBEDDINGS
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{task}", model="PATH_OR_ID")\n'

@@ -48,12 +48,13 @@ class TaskSpec:
     """The value of `--task`."""
     dataset: str
     """First half of a data set config: `f"{dataset}.{language}"`."""
-    kind: Literal["ctc", "classification", "translation"]
-    """The head and the loss: characters by CTC, one class a clip, or the text of a decoder."""
+    kind: Literal["ctc", "classification", "translation", "retrieval"]
+    """The head and the loss: characters by CTC, one class a clip, the text of a decoder, or embeddings in which a
+    sentence finds its own."""
     target_column: str
     """The column that is predicted unless `--target_column_name` says otherwise."""
     metrics: tuple[str, ...]
-    """Names of the scores the XTREME-S metric returns; the first is the one the benchmark reports."""
+    """Names of the scores the XTREME-S metric returns (it has none for retrieval); the first is the main one."""
     greater_is_better: bool
     """Which way the first metric points."""
     languages: tuple[str, ...]
@@ -76,6 +77,9 @@ def _recognition(name: str, dataset: str, languages: str | tuple[str, ...], prim
     return TaskSpec(name, dataset, "ctc", "transcription", metrics, False, languages)
 
 
+RETRIEVAL_METRICS = ("p_at_1", "p_at_5", "mrr", "xsim_error")
+"""Precision at 1 and 5, mean reciprocal rank, and the share of wrong matches by margin: see `evaluation/search.py`."""
+
 _MINDS14 = tuple("cs-CZ de-DE en-AU en-GB en-US es-ES fr-FR it-IT ko-KR nl-NL pl-PL pt-PT ru-RU zh-CN".split())
 
 TASKS: dict[str, TaskSpec] = {
@@ -96,13 +100,12 @@ TASKS: dict[str, TaskSpec] = {
         ),
         TaskSpec("minds14", "minds14", "classification", "intent_class", ("f1", "accuracy"), True, _MINDS14),
         TaskSpec("fleurs-lang_id", "fleurs", "classification", "lang_id", ("accuracy",), True, FLEURS_LANGUAGES),
+        TaskSpec("fleurs-retrieval", "fleurs", "retrieval", "id", RETRIEVAL_METRICS, True, FLEURS_LANGUAGES),
     )
 }
 """Every task that can be trained and scored, by the name `--task` takes."""
 
-NOT_YET = {
-    "fleurs-retrieval": "speech retrieval needs an embedding head, which this version does not have",
-}
+NOT_YET = {}
 """Tasks of the benchmark that are refused, with the reason."""
 
 _TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription", "translation"})
@@ -127,6 +130,8 @@ class Selection:
     target_column: str
     language_group: str | None = None
     """The FLEURS group that `languages` was narrowed to, if any."""
+    key_language: str | None = None
+    """Retrieval: the language of the keys, as `is_key_language` takes it; its clips are loaded beside `languages`."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -169,11 +174,12 @@ def select_task(
     language_group: str | None = None,
     target_column_name: str | None = None,
     dataset_name: str = XTREME_S,
+    key_language: str = "en",
 ) -> Selection:
     """Work out the task, the languages and the target column from the flags of the same names.
 
     `--task mls --language pl` and `--dataset_config_name mls.pl` say the same; a config name without a language
-    (`voxpopuli`) means all of them. Both FLEURS tasks share their configs and are told apart by the target column.
+    (`voxpopuli`) means all of them. The three FLEURS tasks share their configs and are told apart by the target column.
 
     Raises:
         InputError: the flags contradict each other, leave the task open, or name an unknown task, language or group.
@@ -210,7 +216,17 @@ def select_task(
         languages=_expand_languages(spec, language, language_group, dataset_name),
         target_column=_target_column(spec, target_column_name),
         language_group=language_group,
+        key_language=key_language if spec.kind == "retrieval" else None,
     )
+
+
+def is_key_language(language: str, key_language: str) -> bool:
+    """Whether utterances in `language` are keys: it is `key_language` (`en_us`) or has this code (`en`)."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("-", "_")
+
+    return plain(key_language) in (plain(language), plain(language).partition("_")[0])
 
 
 def _split_config(config: str | None) -> tuple[str | None, str | None]:
@@ -228,7 +244,10 @@ def _find_task(task: str | None, dataset: str | None, config: str | None, target
         if name == task or (task is None and name == dataset):
             raise InputError(f"The task {name} cannot be run: {reason}. Tasks: {', '.join(TASKS)}.")
     if task == "fleurs":
-        raise InputError("--task fleurs is not complete. Use fleurs-asr (recognition) or fleurs-lang_id (language).")
+        raise InputError(
+            "--task fleurs is not complete. Use fleurs-asr (recognition), fleurs-lang_id (language) or "
+            "fleurs-retrieval (retrieval)."
+        )
     if task is not None:
         if task not in TASKS:
             raise InputError(f"--task {task} is unknown{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
@@ -239,14 +258,15 @@ def _find_task(task: str | None, dataset: str | None, config: str | None, target
         raise InputError(f"{given}{hint} Add --task, one of: {', '.join(TASKS)}.")
     fitting = [spec for spec in TASKS.values() if spec.dataset == dataset]
     if len(fitting) > 1:
-        # FLEURS: a text column means recognition, the language column identification; anything else is not a guess.
+        # FLEURS: a text column means recognition, the language column identification, the sentence's id retrieval;
+        # anything else is not a guess.
         fitting = [
             spec for spec in fitting if target == spec.target_column or (spec.kind == "ctc" and target in _TEXT_COLUMNS)
         ]
     if len(fitting) != 1:
         raise InputError(
-            f"--dataset_config_name {config} serves two tasks. Add --task fleurs-asr (recognition) or "
-            "--task fleurs-lang_id (language identification)."
+            f"--dataset_config_name {config} serves three tasks. Add --task fleurs-asr (recognition), "
+            "--task fleurs-lang_id (language identification) or --task fleurs-retrieval (the English utterance)."
         )
     return fitting[0]
 
@@ -272,11 +292,15 @@ def _expand_languages(spec: TaskSpec, language: str, group: str | None, dataset_
 
 
 def _target_column(spec: TaskSpec, column: str | None) -> str:
-    wrong = _CLASS_COLUMNS if spec.predicts_text else _TEXT_COLUMNS
+    wrong, predicts = {
+        "ctc": (_CLASS_COLUMNS, "predicts text"),
+        "translation": (_CLASS_COLUMNS, "predicts text"),
+        "classification": (_TEXT_COLUMNS, "predicts one class a clip"),
+        "retrieval": (_CLASS_COLUMNS | _TEXT_COLUMNS, "needs the ids of sentences"),
+    }[spec.kind]
     if column in wrong:
         raise InputError(
-            f"--target_column_name {column} does not fit --task {spec.name}, which predicts "
-            f"{'text' if spec.predicts_text else 'one class a clip'} ({spec.target_column}). Drop the flag, or use the "
-            f"task that predicts {column}{': fleurs-lang_id' if column == 'lang_id' else ''}."
+            f"--target_column_name {column} does not fit --task {spec.name}, which {predicts} ({spec.target_column}). "
+            f"Drop the flag, or use the task that predicts {column}{': fleurs-lang_id' if column == 'lang_id' else ''}."
         )
     return column or spec.target_column

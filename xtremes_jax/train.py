@@ -29,7 +29,7 @@ from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
 from xtremes_jax.run_directory import RECORD, RunDirectory
 from xtremes_jax.run_record import write_record
-from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.scoring import Scorer, make_scorer, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
@@ -70,7 +70,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         config = model_config(arguments, start, corpus)
         network = assemble(arguments, start, corpus, config)
         scorers = {
-            role: Scorer(arguments, network, corpus, role, skipped)
+            role: make_scorer(arguments, network, corpus, role, skipped)
             for role in ("eval", "predict")
             if role in corpus.splits
         }
@@ -273,7 +273,7 @@ def _labels(corpus: Corpus) -> Any:
 
 _ORDER = (
     "dataset_name dataset_config_name language_group train_split_name max_train_samples max_duration_in_seconds "
-    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed"
+    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed key_language"
 ).split()
 """Flags that, with the rows of a global batch, decide which clips a step gets."""
 

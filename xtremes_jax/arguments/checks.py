@@ -137,6 +137,45 @@ def check_translation(model: ModelArguments, training: TrainingArguments, select
         )
 
 
+def check_retrieval(arguments: Arguments, given: Given) -> None:
+    """Flags of retrieval in a task of retrieval alone, and there none that its batches of pairs cannot honour."""
+    model, data, training = arguments.model, arguments.data, arguments.training
+    if arguments.selection.task.kind != "retrieval":
+        for name in given.values:
+            if "retrieval" in FLAGS[name].metadata["needs"]:
+                raise InputError(
+                    f"{given.source(name)} is for retrieval, not for {arguments.selection.task.name}. Drop it, or use "
+                    "--task fleurs-retrieval."
+                )
+        return
+    for name in ("retrieval_margin", "retrieval_negatives"):
+        if name in given.values and model.retrieval_loss != "margin":
+            raise InputError(
+                f"{given.source(name)} belongs to --retrieval_loss margin, but the loss is {model.retrieval_loss}. "
+                "Drop it, or choose the margin loss."
+            )
+    for name in ("distractor_dataset_config_name", "distractor_split_name"):
+        if given.values.get(name) is not None and data.distractor_dataset_name is None:
+            raise InputError(f"{given.source(name)} needs --distractor_dataset_name, the data set that it is part of.")
+    if not training.do_train:
+        return
+    if data.max_batch_seconds is not None:
+        raise InputError(
+            f"{given.source('max_batch_seconds')} would give short utterances more negatives than long ones: retrieval "
+            "has the same number of pairs in every batch. Use --per_device_train_batch_size and --group_by_length."
+        )
+    if data.dataloader_drop_last:
+        raise InputError(
+            f"{given.source('dataloader_drop_last')} cannot be had with retrieval: several batches of an epoch may not "
+            "be full, so that no sentence comes twice in one. Drop it."
+        )
+    if training.per_device_train_batch_size % 2:
+        raise InputError(
+            f"{given.source('per_device_train_batch_size')} {training.per_device_train_batch_size} is odd, and a pair "
+            "for retrieval is two clips. Use an even number."
+        )
+
+
 def check_best_model(training: TrainingArguments, selection: Selection, given: Given) -> None:
     """A metric this task has, and evaluations where checkpoints are written (as Transformers demands)."""
     metric = training.metric_for_best_model
@@ -178,12 +217,13 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
     "text": ("in a task of {family}", lambda run: run.selection.task.predicts_text),
     "ctc": ("in a task of {family}", lambda run: run.selection.task.kind == "ctc"),
-    "classification": ("in a task of {family}", lambda run: run.selection.task.kind == "classification"),
     "translation": ("in a task of {family}", lambda run: run.selection.task.kind == "translation"),
     "own_decoder": (
         "where the decoder brings its vocabulary",
         lambda run: run.model.decoder_config_name is not None,
     ),
+    "pooled": ("in a task of {family}", lambda run: run.selection.task.kind in ("classification", "retrieval")),
+    "retrieval": ("in a task of {family}", lambda run: run.selection.task.kind == "retrieval"),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
     "batch_size": (
         "beside --max_batch_seconds, which groups clips by length",

@@ -10,6 +10,7 @@ from xtremes_jax.arguments.flag import flag
 from xtremes_jax.tasks import XTREME_S, Selection
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt")
+RETRIEVAL_LOSSES = ("contrastive", "margin")
 LOG_LEVELS = ("passive", "debug", "info", "warning", "error", "critical")
 
 
@@ -99,8 +100,31 @@ class ModelArguments:
     )
     use_weighted_layer_sum: bool | None = flag(
         None,
-        "Feed the classifier a learned mix of all layers (ours; unset: as the checkpoint says).",
-        needs=("train", "classification"),
+        "Feed the head for classification or retrieval a learned mix of all layers (ours; unset: as the checkpoint "
+        "says).",
+        needs=("train", "pooled"),
+    )
+    embedding_dim: int | None = flag(
+        None,
+        "Retrieval: width of the embeddings (ours; unset: that of a retrieval checkpoint, else 256).",
+        at_least=1,
+        needs=("train", "retrieval"),
+    )
+    retrieval_loss: str = flag(
+        "contrastive",
+        "Retrieval: symmetric in-batch cross entropy with a learned temperature, or a margin ranking loss with sampled "
+        "negatives (ours).",
+        choices=RETRIEVAL_LOSSES,
+        needs=("train", "retrieval"),
+    )
+    retrieval_margin: float = flag(
+        0.2, "Margin of --retrieval_loss margin, in cosines (ours).", above=0, at_most=2, needs=("train", "retrieval")
+    )
+    retrieval_negatives: int = flag(
+        19,
+        "Negatives that --retrieval_loss margin draws for each query from the other keys of the batch (ours).",
+        at_least=1,
+        needs=("train", "retrieval"),
     )
 
 
@@ -230,6 +254,34 @@ class DataArguments:
     )
     dataloader_drop_last: bool = flag(
         False, "Leave out the last batch of an epoch if it is not full.", needs=("train",)
+    )
+    key_language: str = flag(
+        "en",
+        "Retrieval: language of the keys, as the data spell it (en_us) or by its code alone (ours).",
+        scoring=True,
+        needs=("retrieval",),
+    )
+    distractor_dataset_name: str | None = flag(
+        None,
+        "Retrieval: data set of more utterances in the language of the keys, among which the right ones must be found; "
+        "named as for --dataset_name (ours).",
+        scoring=True,
+        needs=("scores", "retrieval"),
+    )
+    distractor_dataset_config_name: str | None = flag(
+        None,
+        "Config of the distractors, such as mls.en (ours).",
+        scoring=True,
+        needs=("scores", "retrieval"),
+    )
+    distractor_split_name: str | None = flag(
+        None, "Split of the distractors (ours; unset: test).", scoring=True, needs=("scores", "retrieval")
+    )
+    write_embeddings: bool = flag(
+        False,
+        "Retrieval: write the embeddings of each scored split, as embeddings.npz (ours).",
+        scoring=True,
+        needs=("scores", "retrieval"),
     )
 
 

@@ -8,7 +8,7 @@ out is either the user's wish (duration limits: counted in `PreparedSplit.filter
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -60,9 +60,10 @@ class PreparedSplit:
     """`[N]` int64: exact length in samples at 16 kHz."""
     labels: Sequence[np.ndarray]
     """N arrays int32: `[tokens]` of text (translations end with the end token), `[1]` (the class) for classification;
-    empty where `has_loss` is false."""
+    empty where `has_loss` is false, and for retrieval."""
     references: list[str]
-    """What a prediction is compared with: the cleaned transcript or translation, or the name of the class."""
+    """What a prediction is compared with: the cleaned transcript or translation, the name of the class, or the
+    sentence's id."""
     languages: list[str]
     clip_names: Sequence[str]
     has_loss: np.ndarray
@@ -103,7 +104,7 @@ class PreparedSplit:
 def prepare(
     raw: "RawSplit",
     *,
-    kind: Literal["ctc", "classification", "translation"],
+    kind: Literal["ctc", "classification", "translation", "retrieval"],
     num_frames: Callable[[int], int],
     tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None" = None,
     chars_to_ignore: Sequence[str] | None = None,
@@ -120,7 +121,7 @@ def prepare(
 
     Args:
         raw: The split as it was loaded.
-        kind: What is predicted: characters, one class, or a translation.
+        kind: What is predicted: characters, one class, a translation, or which utterances are of one sentence.
         num_frames: Samples at 16 kHz -> frames of the encoder.
         tokenizer: Of text, turns cleaned transcripts or translations into labels.
         chars_to_ignore: Of text, see `text.clean`.
@@ -145,7 +146,9 @@ def prepare(
     rows, filtered = _readable(durations), {}
     if purpose == "train":
         rows, filtered = _within_limits(durations, rows, min_duration, max_duration)
-    if kind == "classification":
+    if kind == "retrieval":
+        found = _sentences(raw, rows, reasons)
+    elif kind == "classification":
         found = _classes(raw, rows, reasons)
     else:
         found = _texts(raw, rows, tokenizer, chars_to_ignore, kind, reasons)
@@ -162,6 +165,22 @@ def prepare(
     )  # fmt: skip
     _report(split)
     return split
+
+
+def without(split: PreparedSplit, sample_ids: Collection[int]) -> PreparedSplit:
+    """The split without the clips of these rows."""
+    kept = [index for index, row in enumerate(split.rows) if int(row) not in sample_ids]
+    if len(kept) == len(split):
+        return split
+
+    def of(values: Sequence) -> list:
+        return [values[index] for index in kept]
+
+    return replace(
+        split, rows=split.rows[kept], num_samples=split.num_samples[kept], labels=of(split.labels),
+        references=of(split.references), languages=of(split.languages), clip_names=of(split.clip_names),
+        has_loss=split.has_loss[kept],
+    )  # fmt: skip
 
 
 def check_skipped(splits: Iterable[PreparedSplit], max_skipped_fraction: float, skipped_path: str | Path) -> None:
@@ -271,6 +290,21 @@ def _classes(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Lab
     labels = [np.array([label], np.int32) for label in classes]
     references = [names[label] for label in classes]
     return _Labelled(np.array(kept, np.int64), references, labels, np.ones(len(kept), bool), Counter())
+
+
+def _sentences(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Labelled:
+    """The rows whose sentence is known; all of them where the column is the audio's, as it is for distractors."""
+    if raw.target_column == raw.audio_column:
+        texts = dict.fromkeys(map(int, rows), "")
+    else:
+        targets = raw.targets()
+        texts = {int(row): str(targets[row]) for row in rows if targets[row] not in (None, "")}
+        for row in map(int, rows):
+            if row not in texts:
+                reasons[row] = f"it has no sentence id: column {raw.target_column} is null or empty"
+    labels = [np.zeros(0, np.int32)] * len(texts)
+    has_loss = np.ones(len(texts), bool)
+    return _Labelled(np.array(list(texts), np.int64), list(texts.values()), labels, has_loss, Counter())
 
 
 def _fitting(

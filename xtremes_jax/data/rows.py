@@ -11,7 +11,7 @@ import numpy as np
 
 from xtremes_jax.data.repository import row_names
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import Selection, direction, nearest, nearest_language
+from xtremes_jax.tasks import Selection, direction, is_key_language, nearest, nearest_language
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,11 @@ def part_of(table: datasets.Dataset, config: str, split: str, audio_column: str,
     """
     where = f"{config}, split {split}"
     table = _with_stored_audio(table, audio_column, where)
-    _check_target(table, selection, where)
+    if selection.target_column != audio_column:  # else nothing is predicted: clips that only enlarge a pool of keys
+        _check_target(table, selection, where)
     names = row_names(table, audio_column)
     languages = row_languages(table, config, selection)
-    keep = _wanted_rows(table, languages, selection, where)
+    keep = _wanted_rows(table, languages, selection, where, config)
     if keep is not None:
         names, languages = [names[row] for row in keep], [languages[row] for row in keep]
     return Part(config, table, keep, languages, names)
@@ -107,11 +108,19 @@ def _describe_all(table: datasets.Dataset) -> str:
 
 def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> None:
     flag, column = "--target_column_name", selection.target_column
-    text = selection.task.predicts_text
-    if selection.task.kind == "translation":
-        usual = ("translation", "target", "target_text", "english_transcription")
-    else:
-        usual = ("transcription", "text", "sentence", "transcript", "normalized_text") if text else ("label", "labels")
+    task = selection.task
+    usual = {
+        "ctc": ("transcription", "text", "sentence", "transcript", "normalized_text"),
+        "translation": ("translation", "target", "target_text", "english_transcription"),
+        "classification": ("label", "labels"),
+        "retrieval": ("sentence_id", "sentence"),
+    }[task.kind]
+    text, wanted = (
+        task.predicts_text,
+        "text" if task.predicts_text else "classes, given as ClassLabel, text or whole numbers",
+    )
+    if task.kind == "retrieval":
+        wanted = "the ids of sentences, text or whole numbers"
     if column not in table.column_names:
         raise _missing(flag, column, table, where, usual)
     kind = table.features[column]
@@ -120,7 +129,7 @@ def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> 
     if not (is_text or (is_class and not text)):
         raise InputError(
             f"{flag} {column}: this column of {where} holds {_describe(kind)}, but --task {selection.task.name} "
-            f"predicts {'text' if text else 'classes, given as ClassLabel, text or whole numbers'}. The columns: "
+            f"{'needs' if selection.task.kind == 'retrieval' else 'predicts'} {wanted}. The columns: "
             f"{_describe_all(table)}."
         )
 
@@ -168,12 +177,18 @@ def _is_text(kind: object) -> bool:
     return isinstance(kind, datasets.Value) and kind.dtype in _TEXT_TYPES
 
 
-def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selection, where: str) -> np.ndarray | None:
-    """Rows of the group or language asked for; None for all of them."""
-    if selection.language_group is not None:
-        return _rows_of_group(table, languages, selection, where)
-    if selection.language == "all":
+def _wanted_rows(
+    table: datasets.Dataset, languages: list[str], selection: Selection, where: str, config: str
+) -> np.ndarray | None:
+    """Rows of the group or language asked for, for retrieval with the keys that belong to them; None for all rows."""
+    if selection.language == "all" and selection.language_group is None:
         return None
+    keys = selection.key_language
+    is_key = np.array([keys is not None and is_key_language(language, keys) for language in languages], bool)
+    if keys is not None and is_key_language(config.partition(".")[2], keys) and is_key.all():
+        return None  # this config is there for the sake of its keys
+    if selection.language_group is not None:
+        return np.union1d(_rows_of_group(table, languages, selection, where), np.flatnonzero(is_key))
     known = list(dict.fromkeys(languages))
     language = _spelled(selection.language, known)
     if language is None:
@@ -181,7 +196,7 @@ def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selec
             f"--language {selection.language}: no clip of {where} is in it"
             f"{nearest_language(selection.language, known)} Its languages: {', '.join(sorted(known))}."
         )
-    return None if len(known) == 1 else np.flatnonzero(np.array(languages) == language)
+    return None if len(known) == 1 else np.flatnonzero((np.array(languages) == language) | is_key)
 
 
 def _spelled(language: str, known: Sequence[str]) -> str | None:

@@ -26,6 +26,8 @@ class ScoredSplit:
     metrics: dict[str, float]
     predictions: list[dict[str, Any]]
     scores: Scores
+    arrays: dict[str, np.ndarray] | None = None
+    """Embeddings of the clips and what they belong to, where they are to be written out."""
 
 
 class Predictions(NamedTuple):

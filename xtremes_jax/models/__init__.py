@@ -1,6 +1,6 @@
 """The wav2vec 2.0 / XLS-R family in JAX and Flax NNX: it knows nothing of datasets, tokenizers or files of audio."""
 
-from xtremes_jax.models.config import PRESETS, ModelConfig
+from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
@@ -47,6 +47,7 @@ __all__ = [
     "flatten_params",
     "from_huggingface",
     "is_feature_encoder",
+    "is_retrieval",
     "merge",
     "path_name",
     "split_params",

@@ -8,12 +8,15 @@ from typing import Any, Literal
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config_fields import check_field, from_json, shown
 
-Head = Literal["ctc", "classification"]
+Head = Literal["ctc", "classification", "retrieval"]
 
 _ARCHITECTURES: dict[str, Head] = {
     "Wav2Vec2ForCTC": "ctc",
     "Wav2Vec2ForSequenceClassification": "classification",
 }
+_HEAD_KEY = "xtremes_jax_head"
+"""Key of config.json under which a retrieval model says what it is: to Transformers, it is a classifier whose logits,
+divided by their norm, are the embeddings."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish")
 """Values of `hidden_act` and `feat_extract_activation` that are known here; `gelu` is the exact one (erf)."""
@@ -26,7 +29,7 @@ _RATES = (
     "final_dropout",
     "layerdrop",
 )
-_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "normalize_waveform")
+_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform")
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,21 @@ class ModelConfig:
 
     # The head.
     head: Head | None = None
-    """`ctc` (a label distribution per frame), `classification` (one per clip), or none chosen yet."""
+    """`ctc` (a label distribution per frame), `classification` (one per clip), `retrieval` (a unit vector per clip), or
+    none chosen yet."""
     vocab_size: int = 32
     """Labels of the CTC head, the blank among them."""
     pad_token_id: int = 0
     """The padding token, which is CTC's blank."""
     num_labels: int = 2
-    """Classes of the classification head."""
+    """Classes of the classification head; of the retrieval head, the width of the embeddings."""
     classifier_proj_size: int = 256
-    """Width of the projection before pooling, in the classification head."""
+    """Width of the projection before pooling, in the heads for classification and retrieval."""
     use_weighted_layer_sum: bool = False
-    """Whether the classification head reads a learned average of all layers instead of the last one."""
+    """Whether these two heads read a learned average of all layers instead of the last one."""
+    logit_scale: float = math.log(1 / 0.07)
+    """Natural logarithm of what cosines are multiplied with in the contrastive loss: where the parameter of this name
+    starts in the retrieval head (as CLIP's, Radford et al. 2021), and what it has become in an exported one."""
     ctc_loss_reduction: str = "sum"
     """`sum` or `mean`; kept for the exported configuration, the loss itself is not part of the model."""
     ctc_zero_infinity: bool = False
@@ -152,13 +159,17 @@ class ModelConfig:
             InputError: the model is not wav2vec 2.0, or has a part that is not implemented; the field is named.
         """
         _refuse_unsupported(config)
-        if head is None:
+        if head is None and is_retrieval(config):
+            head = "retrieval"
+        elif head is None:
             head = next((_ARCHITECTURES[name] for name in _architectures(config) if name in _ARCHITECTURES), None)
         known = {field.name for field in dataclasses.fields(cls)} - set(_NOT_STORED_BY_TRANSFORMERS)
         fields = {name: value for name, value in config.items() if name in known and value is not None}
         if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get("hidden_size", 768):
             fields.pop("output_hidden_size", None)
         fields["num_labels"] = _count_labels(config)
+        if is_retrieval(config):
+            fields["logit_scale"] = config.get("logit_scale", cls.logit_scale)
         for field in dataclasses.fields(cls):
             if field.name in fields:
                 fields[field.name] = from_json(field, fields[field.name])
@@ -178,7 +189,8 @@ class ModelConfig:
             raise InputError(f"{len(names)} label names were given for a head of {self.num_labels} labels.")
         written: dict[str, Any] = {"model_type": "wav2vec2", "dtype": "float32"}
         if self.head is not None:
-            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == self.head]
+            like = "classification" if self.head == "retrieval" else self.head
+            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == like]
         for field in dataclasses.fields(self):
             if field.name not in _NOT_STORED_BY_TRANSFORMERS:
                 value = getattr(self, field.name)
@@ -188,6 +200,8 @@ class ModelConfig:
         if self.head == "classification":
             written["id2label"] = {str(index): name for index, name in enumerate(names)}
             written["label2id"] = {name: index for index, name in enumerate(names)}
+        if self.head == "retrieval":
+            written |= {_HEAD_KEY: "retrieval", "num_labels": self.num_labels, "logit_scale": self.logit_scale}
         return written
 
     def num_frames(self, num_samples: Any) -> Any:
@@ -234,6 +248,11 @@ def steps_after(steps: Any, kernel: int, stride: int) -> Any:
     """Steps that an unpadded convolution makes of `steps`: `floor((steps - kernel) / stride) + 1`, at least 0."""
     count = (steps - kernel) // stride + 1
     return count * (count > 0)  # works alike on Python, NumPy and JAX integers
+
+
+def is_retrieval(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a retrieval model that this package has exported."""
+    return config.get(_HEAD_KEY) == "retrieval"
 
 
 def _architectures(config: Mapping[str, Any]) -> Sequence[str]:
@@ -283,13 +302,13 @@ def _check(config: ModelConfig) -> None:
             f"layer_norm_eps is {config.layer_norm_eps} and initializer_range {config.initializer_range}; the first "
             "must be greater than 0, the second at least 0."
         )
-    if config.add_adapter and config.head == "classification":
+    if config.add_adapter and config.head in ("classification", "retrieval"):
         raise InputError(
             "The configuration has add_adapter true, and Transformers has no sequence classification with an adapter. "
             "Choose a checkpoint without it."
         )
-    if config.head not in ("ctc", "classification", None):
-        raise InputError(f"head is {config.head!r}; it must be 'ctc' or 'classification'.")
+    if config.head not in ("ctc", "classification", "retrieval", None):
+        raise InputError(f"head is {config.head!r}; it must be 'ctc', 'classification' or 'retrieval'.")
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

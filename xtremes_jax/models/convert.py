@@ -133,6 +133,9 @@ TRANSLATION_TABLE: tuple[Rule, ...] = (
 )
 """Every parameter of a translation model, under both names. The tied output is its embedding of tokens."""
 
+_TEMPERATURE = "logit_scale"
+"""The one parameter that is kept in config.json: Transformers' classifier has no tensor for it."""
+
 HEADS = ("lm_head", "projector", "classifier", "layer_weights")
 PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
 _OLD_SPELLINGS = {
@@ -171,6 +174,8 @@ def _rules(config: AnyConfig) -> dict[str, Rule]:
     table = {rule.ours: rule for rule in (TRANSLATION_TABLE if isinstance(config, TranslationConfig) else TABLE)}
     rules = {}
     for name in _shapes(config):
+        if name == _TEMPERATURE:
+            continue
         rule = table[re.sub(r"\.\d+\.", ".{i}.", name)]
         index = "".join(re.findall(r"\.(\d+)\.", name))
         rules[name] = Rule(name, rule.theirs.replace("{i}", index), rule.transform)
@@ -227,6 +232,8 @@ def from_huggingface(
     new_head = [name for name in missing if name.split(".")[0] in heads]
     _refuse_mismatch(missing, unexpected, set(names), heads)
     params.update(newly_drawn(config, seed, absent))
+    if isinstance(config, ModelConfig) and config.head == "retrieval":
+        params[_TEMPERATURE] = np.float32(config.logit_scale)
     return unflatten_params(params), Report(tuple(missing), tuple(unexpected), tuple(new_head))
 
 
@@ -280,6 +287,7 @@ def check_tied(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
 def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
     """Turns parameters into the tensors of a Transformers checkpoint (float32, modern weight-norm spelling).
 
+    The temperature of a retrieval model is no tensor: it goes into the configuration (`ModelConfig.logit_scale`).
     `masked_spec_embed` is left out where both masking probabilities are 0, since Transformers' model has none then.
 
     Raises:
@@ -287,8 +295,8 @@ def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
     """
     flat = flatten_params(params)
     rules = _rules(config)
-    if flat.keys() != rules.keys():
-        wrong = sorted(flat.keys() ^ rules.keys())
+    if flat.keys() != _shapes(config).keys():
+        wrong = sorted(flat.keys() ^ _shapes(config).keys())
         raise InputError(f"These parameters do not belong to this configuration, or are missing: {_listed(wrong)}.")
     tensors: dict[str, np.ndarray] = {}
     for ours, rule in rules.items():

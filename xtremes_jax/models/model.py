@@ -12,7 +12,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.frontend import prepare_waveform
-from xtremes_jax.models.heads import classification_logits, ctc_logits
+from xtremes_jax.models.heads import classification_logits, ctc_logits, unit_embeddings
 from xtremes_jax.models.layers import linear
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.translation import TranslationModel
@@ -26,9 +26,12 @@ class ModelOutput(NamedTuple):
     """What a model says of a batch."""
 
     logits: Float[Array, "batch frames vocabulary"] | Float[Array, "batch labels"]
-    """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count."""
+    """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count; for retrieval
+    the embeddings, `[batch, embedding]` of length 1."""
     logit_lengths: Int[Array, " batch"] | None
-    """Valid frames of each row for CTC; None for classification."""
+    """Valid frames of each row for CTC; None for classification and retrieval."""
+    logit_scale: Float[Array, ""] | None = None
+    """Retrieval: the learned logarithm of what cosines are multiplied with in the contrastive loss."""
 
 
 class SpeechModel(nnx.Module):
@@ -42,7 +45,7 @@ class SpeechModel(nnx.Module):
         if config.head is None:
             raise InputError(
                 "This configuration has no head. Choose one with ModelConfig.from_huggingface(..., head='ctc' or "
-                "'classification'), or load a checkpoint that was fine-tuned."
+                "'classification' or 'retrieval'), or load a checkpoint that was fine-tuned."
             )
         self.config = config
         self.wav2vec2 = Wav2Vec2(config, dtype=dtype, remat=remat, rngs=rngs)
@@ -63,6 +66,8 @@ class SpeechModel(nnx.Module):
         if config.use_weighted_layer_sum:
             states = config.num_hidden_layers + 1
             self.layer_weights = nnx.Param(jnp.full((states,), 1.0 / states, jnp.float32))
+        if config.head == "retrieval":
+            self.logit_scale = nnx.Param(jnp.full((), config.logit_scale, jnp.float32))
 
     def __call__(
         self,
@@ -87,11 +92,14 @@ class SpeechModel(nnx.Module):
             audio_lengths = jnp.asarray(audio_lengths)
         config = self.config
         waveform = prepare_waveform(audio, audio_lengths, normalize=config.normalize_waveform)
-        weighted = config.head == "classification" and config.use_weighted_layer_sum
+        weighted = config.head != "ctc" and config.use_weighted_layer_sum
         weights = jax.nn.softmax(self.layer_weights[...]) if weighted else None
         hidden, lengths = self.wav2vec2(waveform, audio_lengths, randomness, weights)
         if config.head == "classification":
             return ModelOutput(classification_logits(self.projector, self.classifier, hidden, lengths), None)
+        if config.head == "retrieval":
+            embeddings = unit_embeddings(self.projector, self.classifier, hidden, lengths)
+            return ModelOutput(embeddings, None, self.logit_scale[...])
         logits = ctc_logits(self.lm_head, hidden, dropout_rate=config.final_dropout, randomness=randomness)
         if lengths is None:
             lengths = jnp.full((audio.shape[0],), logits.shape[1], jnp.int32)
@@ -176,7 +184,8 @@ def is_feature_encoder(path: str | Sequence[Any]) -> bool:
 def decays(path: str | Sequence[Any]) -> bool:
     """Whether weight decay applies to a parameter: as in Transformers' Trainer, to all but biases and norms.
 
-    Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay.
+    Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay; the temperature does not.
     """
     *parents, leaf = path_name(path).split(".")
-    return leaf != "bias" and not any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
+    is_norm = any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
+    return leaf not in ("bias", "logit_scale") and not is_norm

@@ -5,9 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from xtremes_jax.batch import Batch
+from xtremes_jax.training.contrastive import contrastive_loss_sum, margin_loss_sum, pair_weights, split_pairs
 
 IMPOSSIBLE = -1e30
 """Log probability of what cannot happen: finite, so that sums and differences of it never give NaN."""
@@ -242,3 +243,26 @@ class Objective:
 def _counted(batch: Batch) -> Int[Array, " batch"]:
     """Labels of each row that count: none in rows without weight."""
     return jnp.where(batch.weight > 0, batch.label_lengths, 0)
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """Which loss a retrieval run minimises over the pairs of the global batch (see `training/contrastive.py`)."""
+
+    loss: Literal["contrastive", "margin"] = "contrastive"
+    margin: float = 0.2
+    """Of the margin loss, in cosines."""
+    negatives: int = 19
+    """Of the margin loss, for each query."""
+
+    def loss_sum(self, embeddings, logit_scale, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Weighted sum of the pairs' losses; `key` is for the draw of negatives."""
+        queries, keys = split_pairs(embeddings)
+        weight = pair_weights(batch.weight)
+        if self.loss == "contrastive":
+            return contrastive_loss_sum(queries, keys, logit_scale, weight)
+        return margin_loss_sum(queries, keys, weight, key, margin=self.margin, negatives=self.negatives)
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The number of pairs, at least 1."""
+        return jnp.maximum(jnp.sum(pair_weights(batch.weight)), 1.0)
