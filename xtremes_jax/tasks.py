@@ -105,9 +105,6 @@ TASKS: dict[str, TaskSpec] = {
 }
 """Every task that can be trained and scored, by the name `--task` takes."""
 
-NOT_YET = {}
-"""Tasks of the benchmark that are refused, with the reason."""
-
 _TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription", "translation"})
 _CLASS_COLUMNS = frozenset({"lang_id", "intent_class", "gender", "lang_group_id"})
 
@@ -234,15 +231,12 @@ def _split_config(config: str | None) -> tuple[str | None, str | None]:
     if config is None:
         return None, None
     dataset, _, language = config.partition(".")
-    if dataset not in {spec.dataset for spec in TASKS.values()} | set(NOT_YET):
+    if dataset not in {spec.dataset for spec in TASKS.values()}:
         return None, None
     return dataset, language or "all"
 
 
 def _find_task(task: str | None, dataset: str | None, config: str | None, target: str | None) -> TaskSpec:
-    for name, reason in NOT_YET.items():
-        if name == task or (task is None and name == dataset):
-            raise InputError(f"The task {name} cannot be run: {reason}. Tasks: {', '.join(TASKS)}.")
     if task == "fleurs":
         raise InputError(
             "--task fleurs is not complete. Use fleurs-asr (recognition), fleurs-lang_id (language) or "

@@ -120,7 +120,7 @@ def check_translation(model: ModelArguments, training: TrainingArguments, select
             "(random weights) exclude each other. Drop one of the two."
         )
     if selection.task.kind == "translation":
-        if not training.predict_with_generate:
+        if training.predict_with_generate is False:
             raise InputError(
                 f"{given.source('predict_with_generate')} false leaves nothing to score: BLEU is of what the model "
                 "writes. Drop it, or leave out --do_eval, --do_predict and --eval_strategy."

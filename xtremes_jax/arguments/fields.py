@@ -375,9 +375,9 @@ class TrainingArguments:
         below=1,
         needs=("train", "translation"),
     )
-    predict_with_generate: bool = flag(
-        True,
-        "Score what the model writes by itself, as BLEU needs it; cannot be switched off in translation.",
+    predict_with_generate: bool | None = flag(
+        None,
+        "Score what the model writes by itself, as BLEU needs it (unset: yes; cannot be switched off in translation).",
         scoring=True,
         needs=("scores", "translation"),
     )

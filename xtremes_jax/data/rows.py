@@ -115,10 +115,8 @@ def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> 
         "classification": ("label", "labels"),
         "retrieval": ("sentence_id", "sentence"),
     }[task.kind]
-    text, wanted = (
-        task.predicts_text,
-        "text" if task.predicts_text else "classes, given as ClassLabel, text or whole numbers",
-    )
+    text = task.predicts_text
+    wanted = "text" if text else "classes, given as ClassLabel, text or whole numbers"
     if task.kind == "retrieval":
         wanted = "the ids of sentences, text or whole numbers"
     if column not in table.column_names:
