@@ -4,6 +4,8 @@ from xtremes_jax.models.config import PRESETS, ModelConfig
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
+from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
+from xtremes_jax.models.generation_config import GenerationConfig
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.model import (
     ModelOutput,
@@ -28,7 +30,11 @@ __all__ = [
     "TranslationConfig",
     "TranslationModel",
     "TranslationOutput",
+    "GenerationConfig",
+    "Generated",
     "from_encoder_and_decoder",
+    "generate",
+    "generate_from_hidden",
     "PRESETS",
     "ModelConfig",
     "ModelOutput",
