@@ -58,7 +58,8 @@ def parse(extra: str = "", config: str = "mls.all"):
         ("--optim adafactor", "AdamW is the only optimizer"),
         ("--hub_strategy every_save", "uploaded once"),
         ("--fp16_opt_level O2", "O1"),
-        ("--predict_with_generate", "speech translation"),
+        ("--generation_config beams.json", "read from the model's directory"),
+        ("--label_smoothing_factor 0.1", "is for translation"),
         ("--no_freeze_feature_encoder true", "belongs to no flag"),
     ],
 )
@@ -71,7 +72,7 @@ def test_refused_flags(given, message):
     "given",
     [
         "--torch_compile False", "--fsdp ''", "--local_rank -1", "--optim adamw_torch", "--hub_strategy end",
-        "--fp16_opt_level O1", "--label_smoothing_factor 0.0", "--ddp_find_unused_parameters False",
+        "--fp16_opt_level O1", "--ddp_find_unused_parameters False",
         "--remove_unused_columns True", "--use_auth_token", "--eval_accumulation_steps 1", "--deepspeed none",
         "--logging_nan_inf_filter True",
     ],
@@ -271,11 +272,12 @@ def test_a_run_does_not_resume_from_what_it_overwrites(wanted, tmp_path, monkeyp
 
 def test_names_that_other_rooms_know_too():
     """`arguments` loads without JAX, so it cannot import these."""
-    from xtremes_jax.models import PRESETS
+    from xtremes_jax.models import DECODER_PRESETS, PRESETS
     from xtremes_jax.training import optimizer
 
     assert SCHEDULES == optimizer.SCHEDULES
     assert f"a preset ({', '.join(PRESETS)})" in FLAGS["config_name"].metadata["help"]
+    assert f"a preset ({', '.join(DECODER_PRESETS)})" in FLAGS["decoder_config_name"].metadata["help"]
 
 
 def test_steps_between():

@@ -6,7 +6,7 @@ import sacrebleu
 
 from xtremes_jax.data.subwords import encode_targets, learn_tokenizer
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.predict import score_split
+from xtremes_jax.evaluation.predict import Predictions, score_split
 from xtremes_jax.tasks import TASKS
 
 WORDS = "the teacher sees a red bicycle near the river and buys fresh bread in the city".split()
@@ -22,7 +22,7 @@ def test_translations_are_decoded_and_scored_by_direction_and_group(rng):
     languages = ["fr.en", "it.en"] * 6
     names = [f"clip {row}" for row in range(12)]
     split = {"sample_ids": range(10, 22), "references": references, "languages": languages, "clip_names": names}
-    scored = score_split(TASKS["covost2"], ids, 1.5, tokenizer=tokenizer, **split)
+    scored = score_split(TASKS["covost2"], Predictions(ids, 1.5, 2), tokenizer=tokenizer, **split)
     kept = [row for row in range(12) if row != 3]
     assert [row["prediction"] for row in scored.predictions] == [said[row] for row in kept]
     assert scored.predictions[3] == {
@@ -36,9 +36,9 @@ def test_translations_are_decoded_and_scored_by_direction_and_group(rng):
     assert scored.metrics == {
         "bleu": pytest.approx(np.mean(list(by_hand.values()))), "loss": 1.5, "samples": 11,
         "bleu_fr.en": by_hand["fr.en"], "bleu_it.en": by_hand["it.en"],
-        "bleu_high": by_hand["fr.en"], "bleu_mid": by_hand["it.en"],
+        "bleu_high": by_hand["fr.en"], "bleu_mid": by_hand["it.en"], "cut_off_sentences": 2,
     }  # fmt: skip
-    pooled = score_split(TASKS["covost2"], ids, 1.5, tokenizer=tokenizer, per_language=False, **split)
-    assert set(pooled.metrics) == {"bleu", "loss", "samples"}
+    pooled = score_split(TASKS["covost2"], Predictions(ids, 1.5, 2), tokenizer=tokenizer, per_language=False, **split)
+    assert set(pooled.metrics) == {"bleu", "loss", "samples", "cut_off_sentences"}
     with pytest.raises(InputError, match=r"no clip to score"):
-        score_split(TASKS["covost2"], {}, 0.0, tokenizer=tokenizer, **split)
+        score_split(TASKS["covost2"], Predictions({}, 0.0, None), tokenizer=tokenizer, **split)

@@ -1,6 +1,7 @@
 """The architecture of a wav2vec 2.0 / XLS-R model, to and from the `config.json` of Transformers."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
