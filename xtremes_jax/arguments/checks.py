@@ -187,7 +187,7 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "eval": ("without --do_eval", lambda run: run.training.do_eval),
     "predict": ("without --do_predict", lambda run: run.training.do_predict),
     "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
-    "ctc": ("in a task of classification", lambda run: run.selection.task.kind == "ctc"),
+    "ctc": ("in a task of {kind}", lambda run: run.selection.task.kind == "ctc"),
     "pooled": ("in a task of recognition", lambda run: run.selection.task.kind in ("classification", "retrieval")),
     "retrieval": ("in a task other than retrieval", lambda run: run.selection.task.kind == "retrieval"),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
@@ -229,7 +229,8 @@ def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
         lacking = [words for words, holds in map(NEEDS.get, FLAGS[name].metadata["needs"]) if not holds(arguments)]
         if lacking and value is not None:
             idle.setdefault(lacking[0], []).append(given.source(name))
-    return tuple(f"{_listed(names)} no effect {words}." for words, names in idle.items())
+    kind = arguments.selection.task.kind
+    return tuple(f"{_listed(names)} no effect {words.format(kind=kind)}." for words, names in idle.items())
 
 
 def _listed(names: list[str]) -> str:
