@@ -334,3 +334,68 @@ def test_help_lists_the_flags(capsys, program):
     for name, flag in FLAGS.items():
         assert (f" --{name} " in shown) == (program is parse_arguments or flag.metadata["scoring"]), name
     assert "--deepspeed" not in shown
+
+
+# ---- retrieval ----
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--retrieval_loss contrastive", "--retrieval_margin 0.1", "--retrieval_negatives 3", "--embedding_dim 8",
+        "--key_language en", "--write_embeddings", "--distractor_dataset_name demo",
+        "--distractor_dataset_config_name mls.en", "--distractor_split_name test",
+    ],
+)  # fmt: skip
+def test_flags_of_retrieval_are_refused_in_other_tasks(flag):
+    with pytest.raises(InputError, match=f"{flag.split()[0]} is for retrieval, not for mls.*--task fleurs-retrieval"):
+        parse(flag)
+    if FLAGS[flag.split()[0].removeprefix("--")].metadata["scoring"]:
+        with pytest.raises(InputError, match="is for retrieval"):
+            parse_evaluate_arguments(
+                shlex.split(f"--model_name_or_path x --output_dir y --dataset_config_name minds14.all {flag}")
+            )
+
+
+RETRIEVAL = "--task fleurs-retrieval --do_predict"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--retrieval_margin 0.1", "belongs to --retrieval_loss margin, but the loss is contrastive"),
+        ("--retrieval_negatives 5", "belongs to --retrieval_loss margin"),
+        ("--retrieval_loss hinge", "contrastive, margin"),
+        ("--retrieval_loss margin --retrieval_margin 0", "greater than 0"),
+        ("--retrieval_loss margin --retrieval_negatives 0", "at least 1"),
+        ("--embedding_dim 0", "at least 1"),
+        ("--distractor_split_name train", "needs --distractor_dataset_name"),
+        ("--distractor_dataset_config_name mls.en", "needs --distractor_dataset_name"),
+        ("--max_batch_seconds 60", "the same number of pairs in every batch"),
+        ("--dataloader_drop_last", "no sentence comes twice in one"),
+        ("--per_device_train_batch_size 7", "a pair for retrieval is two clips"),
+        ("--metric_for_best_model accuracy", "Choose one of loss, p_at_1, p_at_5, mrr, xsim_error"),
+    ],
+)
+def test_what_retrieval_cannot_honour_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        parse(f"{RETRIEVAL} {given}", config="fleurs.all")
+
+
+def test_what_retrieval_can_honour_is_taken():
+    given = "--retrieval_loss margin --retrieval_margin 0.1 --retrieval_negatives 5 --embedding_dim 64 "
+    given += "--key_language de --write_embeddings --use_weighted_layer_sum --distractor_dataset_name x "
+    given += "--distractor_split_name test --distractor_dataset_config_name mls.de"
+    arguments = parse(f"{RETRIEVAL} {given}", config="fleurs.all")
+    assert arguments.notes == () and arguments.selection.key_language == "de"
+    arguments = parse("--task fleurs-retrieval --write_embeddings --ctc_zero_infinity True", config="fleurs.all")
+    assert arguments.notes == (
+        "--write_embeddings has no effect without --do_eval or --do_predict.",
+        "--ctc_zero_infinity has no effect in a task of retrieval.",
+    )
+
+
+@pytest.mark.parametrize(("metric", "rises"), [("p_at_1", True), ("mrr", True), ("xsim_error", False), ("loss", False)])
+def test_direction_of_retrievals_metrics(metric, rises):
+    given = f"{RETRIEVAL} --eval_strategy epoch --save_strategy epoch --metric_for_best_model {metric}"
+    assert parse(given, config="fleurs.all").training.greater_is_better is rises

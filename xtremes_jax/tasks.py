@@ -124,7 +124,8 @@ class Selection:
     Data other than `google/xtreme_s` may hold others: filter by these only if `language` is not "all" or
     `language_group` is set.
     """
-    target_column: str
+    target_column: str | None
+    """None where nothing is predicted: of clips that only enlarge the pool that is searched."""
     language_group: str | None = None
     """The FLEURS group that `languages` was narrowed to, if any."""
     key_language: str | None = None
