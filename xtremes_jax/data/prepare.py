@@ -293,8 +293,8 @@ def _classes(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Lab
 
 
 def _sentences(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Labelled:
-    """The rows whose sentence is known; all of them where the column is the audio's, as it is for distractors."""
-    if raw.target_column == raw.audio_column:
+    """The rows whose sentence is known; all of them where none is asked for, as of distractors."""
+    if raw.target_column is None:
         texts = dict.fromkeys(map(int, rows), "")
     else:
         targets = raw.targets()

@@ -225,7 +225,7 @@ def _rows_of_group(table: datasets.Dataset, languages: list[str], selection: Sel
     return rows
 
 
-def same_columns(parts: Sequence[Part], target_column: str) -> list[datasets.Dataset]:
+def same_columns(parts: Sequence[Part], target_column: str | None) -> list[datasets.Dataset]:
     """The wanted rows of several configs, with the columns that all of them have, of the same types.
 
     Language labels may differ from config to config (each naming its own language): they are put into one list. So may
@@ -238,7 +238,7 @@ def same_columns(parts: Sequence[Part], target_column: str) -> list[datasets.Dat
     if len(parts) > 1:
         if target_column == "lang_id":
             tables = _with_common_languages(tables)
-        for part, table in zip(parts, tables, strict=True):
+        for part, table in zip(parts, tables, strict=True) if target_column is not None else ():
             kind, first = table.features[target_column], tables[0].features[target_column]
             if not _same_kind(kind, first):
                 raise InputError(

@@ -62,7 +62,7 @@ class RawSplit:
     dataset: datasets.Dataset
     """The rows; the audio column holds `{"bytes": …, "path": …}`."""
     audio_column: str
-    target_column: str
+    target_column: str | None
     languages: list[str]
     """Language of each row, as the data spell it."""
     clip_names: list[str]

@@ -232,7 +232,7 @@ def from_huggingface(
     new_head = [name for name in missing if name.split(".")[0] in heads]
     _refuse_mismatch(missing, unexpected, set(names), heads)
     params.update(newly_drawn(config, seed, absent))
-    if isinstance(config, ModelConfig) and config.head == "retrieval":
+    if not isinstance(config, TranslationConfig) and config.head == "retrieval":
         params[_TEMPERATURE] = np.float32(config.logit_scale)
     return unflatten_params(params), Report(tuple(missing), tuple(unexpected), tuple(new_head))
 
