@@ -101,7 +101,7 @@ def test_target_column_is_the_tasks_or_the_one_given():
         ({}, "Add --task"),
         ({"task": "msl"}, "did you mean mls"),
         ({"task": "fleurs"}, "fleurs-asr"),
-        ({"task": "covost2", "language": "pl"}, "--language pl.en is not a language of covost2.*all, fr.en, de.en"),
+        ({"task": "covost2", "language": "pl"}, r"pl.en is not a language of covost2\. Languages: all, fr.en, de.en"),
         ({"task": "covost2", "language": "en.de"}, "en.de is not a language"),
         ({"dataset_config_name": "covost2.fr.en", "language": "de"}, "different languages"),
         ({"task": "covost2", "target_column_name": "lang_id"}, "predicts text"),

@@ -8,7 +8,7 @@ From Python:
     output = model(audio, audio_lengths)            # raw 16 kHz audio [batch, samples]; output.logits
     texts = xtremes_jax.transcribe(model, ["clip.flac"])
 
-From the shell: `python -m xtremes_jax.train --help` and `python -m xtremes_jax.evaluate --help`.
+From the shell: `python -m xtremes_jax.train --help`, and likewise `xtremes_jax.evaluate` and `xtremes_jax.score`.
 """
 
 from typing import TYPE_CHECKING

@@ -140,10 +140,12 @@ def nearest_language(language: str, known: Iterable[str]) -> str:
     """Like `nearest`, but a code in another scheme (`fr` for `fr_fr` or `fr-FR`) counts as near."""
 
     def code(name: str) -> str:
-        return name.lower().replace("-", "_").partition("_")[0]
+        return name.lower().replace("-", "_").replace(".", "_").partition("_")[0]
 
     known = list(known)
     same = [name for name in known if code(name) == code(language)]
+    if not same and "." in language:  # directions all end alike, which makes none of them near
+        return "."
     return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
 
 
