@@ -52,7 +52,7 @@ else
 fi
 if [ "$dataset" = demo ]; then
     usual=(--do_train --do_predict --eval_strategy no --save_steps 100 --save_total_limit 1 --logging_steps 50
-        --warmup_steps 0.1 --per_device_train_batch_size 8 --per_device_eval_batch_size 20 --max_buckets 4
+        --warmup_steps 0.1 --per_device_train_batch_size 8 --per_device_eval_batch_size 20 --max_buckets 3
         --group_by_length --use_cpu)
 else
     usual=(--do_train --do_eval --do_predict --eval_strategy steps --eval_steps 500 --save_steps 500
@@ -66,13 +66,13 @@ settings() {
     local steps epochs metric
     own=()
     case $1 in
-        mls) steps=700 epochs=100 metric=wer ;;
-        voxpopuli) steps=400 epochs=10 metric=wer ;;
-        fleurs-asr) steps=500 epochs=15 metric=cer ;;
-        covost2) steps=500 epochs=10 metric=bleu own=("${decoder[@]}" --predict_with_generate) ;;
-        minds14) steps=300 epochs=50 metric=accuracy ;;
-        fleurs-lang_id) steps=200 epochs=10 metric=accuracy ;;
-        fleurs-retrieval) steps=200 epochs=10 metric=loss ;;
+        mls) steps=600 epochs=100 metric=wer ;;
+        voxpopuli) steps=350 epochs=10 metric=wer ;;
+        fleurs-asr) steps=400 epochs=15 metric=cer ;;
+        covost2) steps=450 epochs=10 metric=bleu own=("${decoder[@]}" --predict_with_generate) ;;
+        minds14) steps=250 epochs=50 metric=accuracy ;;
+        fleurs-lang_id) steps=150 epochs=10 metric=accuracy ;;
+        fleurs-retrieval) steps=150 epochs=10 metric=loss ;;
         babel) steps=400 epochs=20 metric=wer ;;
         *) fail "TASKS: $1 is none of $all babel" ;;
     esac

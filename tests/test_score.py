@@ -106,6 +106,12 @@ def test_markdown_has_tables(runs, capsys):
     assert "## covost2 by language\n\n| language | BLEU |\n| --- | --- |" in out
 
 
+def test_markdown_takes_names_for_names(tmp_path, capsys):
+    made = record("mls", 0.1, languages=["<b>x|y", "[a](b)"])
+    out = printed(capsys, "--format", "markdown", write(tmp_path, "run", made))
+    assert "| \\<b>x\\|y | 10.0 | 50.0 |" in out and "| \\[a](b) | 10.0 | 50.0 |" in out
+
+
 def test_the_same_directory_twice_is_one_run_and_another_of_the_task_is_refused(tmp_path, runs, capsys):
     assert printed(capsys, runs[0], runs[0]) == printed(capsys, runs[0])
     again = write(tmp_path, "again", record("mls", 0.2))
@@ -140,9 +146,9 @@ def hostile() -> list:
         (("metrics",), []), (("metrics",), {}), (("metrics", "wer"), "0.1"), (("metrics", "wer"), True),
         (("metrics", "wer"), float("nan")), (("metrics", "wer"), float("inf")), (("metrics", "wer"), -0.1),
         (("metrics", "wer"), None), (("metrics", "\x1b]0;x\x07"), 0.1), (("metrics", "accuracy"), 1.5),
-        (("metrics", "bleu"), 101), (("per_language",), []), (("per_language", "<b>"), {"wer": 0.1, "cer": 0.1}),
+        (("metrics", "bleu"), 101), (("per_language",), []), (("per_language", "\u202e"), {"wer": 0.1, "cer": 0.1}),
         (("per_language", "n\nl"), {"wer": 0.1, "cer": 0.1}), (("per_language", "x" * 99), {"wer": 0.1, "cer": 0.1}),
-        (("per_language", "nl"), {"wer": 0.1}), (("per_language", "nl"), 3), (("split",), "te|st"), (("split",), 5),
+        (("per_language", "nl"), {"wer": 0.1}), (("per_language", "nl"), 3), (("split",), "te\x00st"), (("split",), 5),
         (("unscored",), -1), (("unscored",), 0.5), (("limited_to",), "all"),
     ]:  # fmt: skip
         made = copy.deepcopy(record("mls", 0.1))

@@ -9,7 +9,7 @@ From Python:
     texts = xtremes_jax.transcribe(model, ["clip.flac"])
     sentences = xtremes_jax.translate("a speech encoder-decoder", ["clip.flac"])
 
-From the shell: `python -m xtremes_jax.train --help` and `python -m xtremes_jax.evaluate --help`.
+From the shell: `python -m xtremes_jax.train --help`, and likewise `xtremes_jax.evaluate` and `xtremes_jax.score`.
 """
 
 from typing import TYPE_CHECKING

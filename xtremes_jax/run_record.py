@@ -187,12 +187,8 @@ def _metrics(path: Path, task: str, values: Any) -> dict[str, float]:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether it can be printed in a table: it is short, and holds nothing that a terminal or Markdown would obey."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= _LONGEST_NAME
-        and all(character.isalnum() or character in "_-. @:+/" for character in value)
-    )
+    """Whether it can be printed in a table: it is short, and holds nothing that a terminal would obey."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable()
 
 
 def _is_count(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from xtremes_jax.evaluation.benchmark import (
 from xtremes_jax.evaluation.metrics import bleu_groups
 from xtremes_jax.run_record import read_run
 
+_SPECIAL = re.compile(r"[\\|*`<\[]")
+"""What Markdown would obey: languages are called as their data call them."""
 _METRIC_NAMES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "accuracy": "accuracy", "f1": "macro-F1"}
 
 
@@ -202,8 +205,7 @@ def _is_figure(cell: str) -> bool:
 
 def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *body]
-    escaped = (" | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in line) for line in lines)
-    return "\n".join(f"| {line} |" for line in escaped)
+    return "\n".join("| " + " | ".join(_SPECIAL.sub(r"\\\g<0>", cell) for cell in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -143,22 +143,26 @@ def nearest_language(language: str, known: Iterable[str]) -> str:
     """Like `nearest`, but a code in another scheme (`fr` for `fr_fr` or `fr-FR`) counts as near."""
 
     def code(name: str) -> str:
-        return name.lower().replace("-", "_").partition("_")[0]
+        return name.lower().replace("-", "_").replace(".", "_").partition("_")[0]
 
     known = list(known)
     same = [name for name in known if code(name) == code(language)]
+    if not same and "." in language:  # directions all end alike, which makes none of them near
+        return "."
     return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
 
 
 def direction(language: str) -> str:
     """A direction of CoVoST 2 as XTREME-S spells it: `fr.en` for `fr`, `fr_en` or `fr.en`, `zh-CN.en` for `zh`.
 
-    What is not known as a source language is taken for one, so data of one's own may hold others: `xx` is `xx.en`.
-    Names of other targets (`en.de`) stay as they are.
+    What is not known as a source language is taken for one, so data of one's own may hold others: `xx` is `xx.en`, and
+    `fr_fr` is `fr_fr.en`. Names of other targets (`en.de`) stay as they are.
     """
-    source, mark, target = language.replace("_", ".").rpartition(".")
+    source, mark, target = language.rpartition(".")
     if not mark:
-        source, target = target, "en"
+        first, _, last = language.partition("_")
+        either = "en" in (first.lower(), last.lower())
+        source, target = (first, last) if either and last else (language, "en")
     plain = {name.lower(): name for name in COVOST2_SOURCES}
     plain |= {name.partition("-")[0].lower(): name for name in COVOST2_SOURCES}
     return f"{plain.get(source.lower(), source)}.{target}"

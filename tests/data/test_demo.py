@@ -175,6 +175,11 @@ def test_intents(corpus):
         assert all(row["transcription"] == row["english_transcription"] for row in english)
 
 
+def test_covost2_comes_last_so_that_the_voices_of_all_else_stay_as_they_were():
+    order = [dataset for dataset, *_ in demo._rows("es", SMALL)]
+    assert list(dict.fromkeys(order)) == ["mls", "voxpopuli", "fleurs", "minds14", "covost2"]
+
+
 @pytest.mark.parametrize("language", demo_text.LANGUAGES)
 def test_at_full_size_every_test_sentence_is_new_and_made_of_known_words(language):
     texts = {}

@@ -4,6 +4,9 @@ Sentences of `demo_text.py`, spoken by espeak-ng (`espeak.py`) in several voices
 The result is a directory shaped like a data set repository of the Hugging Face hub: `README.md` with its configs, and
 parquet files with the columns of XTREME-S, so that `datasets.load_dataset(directory, "mls.all")` reads it like any
 other. The file `SYNTHETIC` marks it: whoever shows a result on this corpus says that the speech is synthetic.
+
+A FLEURS `id` is one sentence in all six languages and in the same split, English among them: pairs for retrieval.
+CoVoST 2 has other sentences of that grammar, each in four languages with its English text.
 """
 
 import hashlib

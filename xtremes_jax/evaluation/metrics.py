@@ -4,6 +4,7 @@ Error rates are pooled over the clips they are given: the sum of edit errors ove
 characters. Text is taken as it is, apart from surrounding and repeated spaces.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,13 +98,18 @@ def bleu_groups(per_language: Mapping[str, Mapping[str, float]]) -> tuple[dict[s
     """The mean BLEU of each group of source languages, and which languages of those groups are missing.
 
     Args:
-        per_language: direction into English (`fr.en`, `zh-CN.en`) -> metric -> score.
+        per_language: direction into English (`fr.en`, `zh-CN.en`) -> metric -> score. Directions into other languages
+            belong to no group; several from one language count as one, with their mean.
 
     Returns:
         `bleu_high`, `bleu_mid` and `bleu_low`, as far as any language of the group is there; and under the same names
         the languages of these groups that are not.
     """
-    scores = {_source(name): values["bleu"] for name, values in per_language.items() if name.endswith(".en")}
+    by_source: dict[str, list[float]] = {}
+    for name, values in per_language.items():
+        if name.endswith(".en"):
+            by_source.setdefault(_source(name), []).append(values["bleu"])
+    scores = {code: float(np.mean(values)) for code, values in by_source.items()}
     present = {group: [code for code in codes if code in scores] for group, codes in BLEU_GROUPS.items()}
     groups = {
         f"bleu_{group}": float(np.mean([scores[code] for code in codes])) for group, codes in present.items() if codes
@@ -117,7 +123,7 @@ def bleu_groups(per_language: Mapping[str, Mapping[str, float]]) -> tuple[dict[s
 
 
 def _source(direction: str) -> str:
-    return direction.partition(".")[0].partition("-")[0]
+    return re.split(r"[-_]", direction.partition(".")[0])[0].lower()
 
 
 def _check_paired(predictions: Sequence[Any], references: Sequence[Any]) -> None:
