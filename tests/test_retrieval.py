@@ -174,9 +174,8 @@ def test_margin_loss_accumulation_and_half_precision_run(corpus, tmp_path):
     ("changes", "message"),
     [
         ({"key_language": "it"}, "no utterance in the key language (it)"),
-        ({"language": "en_us", "config": None}, "nothing to look for"),
         ({"max_train_samples": 12}, "no utterance in the key language (en)"),
-        ({"target_column_name": "path"}, "none of its 26 utterances"),
+        ({"target_column_name": "path"}, "none of its 27 utterances"),
         ({"target_column_name": "sentence"}, "no such column"),
         ({"distractor_dataset_name": "nowhere/at-all"}, "The distractors (--distractor_dataset_name nowhere/at-all)"),
     ],
@@ -186,6 +185,11 @@ def test_bad_input_is_answered_in_a_sentence(corpus, tmp_path, capsys, changes, 
     assert train.main(flags(corpus, tmp_path / "out", values.pop("config"), **values)) == 2
     errors = capsys.readouterr().err
     assert "Traceback" not in errors and message in errors[errors.index("error: ") :]
+
+
+def test_keys_alone_are_refused(run, corpus, tmp_path, capsys):
+    assert again(corpus, tmp_path, run, config="fleurs.en_us") == 2
+    assert "nothing to look for. Use --language all" in capsys.readouterr().err
 
 
 def test_a_model_that_was_not_trained_for_retrieval_is_not_scored(run, corpus, tmp_path, capsys):
