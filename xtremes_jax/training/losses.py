@@ -163,40 +163,43 @@ def classification_loss_sum(
     return jnp.sum(jnp.where(weight > 0, losses * weight, 0.0))
 
 
+def loss_weight(weight: Float[Array, " batch"], *, reduction: str) -> Float[Array, ""]:
+    """What the sum of losses is divided by: the number of clips for "mean", 1 for "sum"."""
+    return jnp.sum(weight) if reduction == "mean" else jnp.ones((), jnp.float32)
+
+
 def translation_loss_sum(
     logits: Float[Array, "batch labels vocabulary"],
     labels: Int[Array, "batch labels"],
     label_lengths: Int[Array, " batch"],
+    weight: Float[Array, " batch"],
     *,
-    smoothing: float = 0.0,
+    smoothing: float,
 ) -> Float[Array, ""]:
-    """Sum over the labels of their cross entropy in nats; divide by `translation_loss_weight` for the batch's loss.
+    """Sum over the labels of row weight x cross entropy in nats; divide by `translation_loss_weight`.
 
-    With smoothing (Szegedy et al. 2016), as `LabelSmoother` of Transformers defines it: that share of each target's
-    probability is spread evenly over the whole vocabulary, the target itself included.
+    With label smoothing as in `LabelSmoother` of Transformers' Trainer (Szegedy et al. 2016): a share `smoothing` of
+    the target is spread over the whole vocabulary, the label itself included.
 
     Args:
-        logits: of every label, given those before it.
-        labels: token ids, anything past the label length.
-        label_lengths: labels of each row that count; 0 leaves a row out.
+        logits: of each label, given those before it; computed with in float32 whatever their dtype.
+        labels: token ids, the end token among them; anything past the label length.
+        label_lengths: valid labels of each row.
+        weight: of each row; 0 leaves it out.
         smoothing: in [0, 1).
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    losses = -jnp.take_along_axis(log_probs, labels[:, :, None], axis=2)[:, :, 0]
+    logits = logits.astype(jnp.float32)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    losses = total - jnp.take_along_axis(logits, labels[:, :, None], axis=2, mode="clip")[:, :, 0]
     if smoothing:
-        losses = (1.0 - smoothing) * losses - smoothing * jnp.mean(log_probs, axis=-1)
-    counted = jnp.arange(labels.shape[1]) < label_lengths[:, None]
-    return jnp.sum(jnp.where(counted, losses, 0.0))
+        losses = (1.0 - smoothing) * losses + smoothing * (total - jnp.mean(logits, axis=-1))
+    counts = (jnp.arange(labels.shape[1]) < label_lengths[:, None]) & (weight > 0)[:, None]
+    return jnp.sum(jnp.where(counts, losses * weight[:, None], 0.0))
 
 
-def translation_loss_weight(label_lengths: Int[Array, " batch"]) -> Float[Array, ""]:
-    """What the sum of a translation's losses is divided by: the number of labels that count."""
-    return jnp.sum(label_lengths).astype(jnp.float32)
-
-
-def loss_weight(weight: Float[Array, " batch"], *, reduction: str) -> Float[Array, ""]:
-    """What the sum of losses is divided by: the number of clips for "mean", 1 for "sum"."""
-    return jnp.sum(weight) if reduction == "mean" else jnp.ones((), jnp.float32)
+def translation_loss_weight(label_lengths: Int[Array, " batch"], weight: Float[Array, " batch"]) -> Float[Array, ""]:
+    """What the sum of translation losses is divided by: the number of labels, as in Transformers' Trainer."""
+    return jnp.sum(weight * label_lengths)
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,9 @@ class Objective:
     def loss_sum(self, output, batch: Batch) -> Float[Array, ""]:
         """Weighted sum of the rows' losses, from a model's output."""
         if self.kind == "translation":
-            return translation_loss_sum(output.logits, batch.labels, _counted(batch), smoothing=self.label_smoothing)
+            return translation_loss_sum(
+                output.logits, batch.labels, batch.label_lengths, batch.weight, smoothing=self.label_smoothing
+            )
         if self.kind == "classification":
             return classification_loss_sum(output.logits, batch.labels, batch.weight)
         return ctc_loss_sum(
@@ -231,18 +236,15 @@ class Objective:
 
     def count(self, batch: Batch) -> Float[Array, ""]:
         """What a mean loss is the mean over: the clips, and in translation the tokens."""
-        return translation_loss_weight(_counted(batch)) if self.kind == "translation" else jnp.sum(batch.weight)
+        if self.kind == "translation":
+            return translation_loss_weight(batch.label_lengths, batch.weight)
+        return jnp.sum(batch.weight)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         """What the sum is divided by; at least 1, so that a batch of nothing but filler rows has loss 0."""
         if self.kind == "translation":
             return jnp.maximum(self.count(batch), 1.0)
         return jnp.maximum(loss_weight(batch.weight, reduction=self.reduction), 1.0)
-
-
-def _counted(batch: Batch) -> Int[Array, " batch"]:
-    """Labels of each row that count: none in rows without weight."""
-    return jnp.where(batch.weight > 0, batch.label_lengths, 0)
 
 
 @dataclass(frozen=True)
