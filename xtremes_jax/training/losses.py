@@ -167,6 +167,40 @@ def loss_weight(weight: Float[Array, " batch"], *, reduction: str) -> Float[Arra
     return jnp.sum(weight) if reduction == "mean" else jnp.ones((), jnp.float32)
 
 
+def translation_loss_sum(
+    logits: Float[Array, "batch labels vocabulary"],
+    labels: Int[Array, "batch labels"],
+    label_lengths: Int[Array, " batch"],
+    weight: Float[Array, " batch"],
+    *,
+    smoothing: float,
+) -> Float[Array, ""]:
+    """Sum over the labels of row weight x cross entropy in nats; divide by `translation_loss_weight`.
+
+    With label smoothing as in `LabelSmoother` of Transformers' Trainer (Szegedy et al. 2016): a share `smoothing` of
+    the target is spread over the whole vocabulary, the label itself included.
+
+    Args:
+        logits: of each label, given those before it; computed with in float32 whatever their dtype.
+        labels: token ids, the end token among them; anything past the label length.
+        label_lengths: valid labels of each row.
+        weight: of each row; 0 leaves it out.
+        smoothing: in [0, 1).
+    """
+    logits = logits.astype(jnp.float32)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    losses = total - jnp.take_along_axis(logits, labels[:, :, None], axis=2, mode="clip")[:, :, 0]
+    if smoothing:
+        losses = (1.0 - smoothing) * losses + smoothing * (total - jnp.mean(logits, axis=-1))
+    counts = (jnp.arange(labels.shape[1]) < label_lengths[:, None]) & (weight > 0)[:, None]
+    return jnp.sum(jnp.where(counts, losses * weight[:, None], 0.0))
+
+
+def translation_loss_weight(label_lengths: Int[Array, " batch"], weight: Float[Array, " batch"]) -> Float[Array, ""]:
+    """What the sum of translation losses is divided by: the number of labels, as in Transformers' Trainer."""
+    return jnp.sum(weight * label_lengths)
+
+
 @dataclass(frozen=True)
 class Objective:
     """Which loss a run minimises, and how its rows are weighed."""
