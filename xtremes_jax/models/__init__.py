@@ -1,4 +1,4 @@
-"""The wav2vec 2.0 / XLS-R family in JAX and Flax NNX: it knows nothing of datasets, tokenizers or files of audio."""
+"""The wav2vec 2.0 / XLS-R family and its mBART decoder in JAX and Flax NNX: it knows nothing of datasets, tokenizers or files of audio."""
 
 from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
@@ -26,26 +26,26 @@ from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE, Transl
 __all__ = [
     "DECODER_PRESETS",
     "DecoderConfig",
+    "Generated",
+    "GenerationConfig",
+    "ModelConfig",
+    "ModelOutput",
+    "PRESETS",
+    "Randomness",
+    "Report",
+    "SpeechModel",
     "TRANSLATION_MODEL_TYPE",
     "TranslationConfig",
     "TranslationModel",
     "TranslationOutput",
-    "GenerationConfig",
-    "Generated",
-    "from_encoder_and_decoder",
-    "generate",
-    "generate_from_hidden",
-    "PRESETS",
-    "ModelConfig",
-    "ModelOutput",
-    "Randomness",
-    "Report",
-    "SpeechModel",
     "abstract_model",
     "build_model",
     "decays",
     "flatten_params",
+    "from_encoder_and_decoder",
     "from_huggingface",
+    "generate",
+    "generate_from_hidden",
     "is_feature_encoder",
     "is_retrieval",
     "merge",

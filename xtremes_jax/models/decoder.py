@@ -26,7 +26,7 @@ from xtremes_jax.models.masking import (
     dropout,
     fold,
 )
-from xtremes_jax.models.products import multiply
+from xtremes_jax.models.products import compare
 
 POSITION_OFFSET = 2
 """Row of the table of positions that belongs to the first token, as in every BART."""
@@ -283,4 +283,4 @@ class Decoder(nnx.Module):
 
     def _logits(self, x: Float[Array, "batch tokens features"]) -> Float[Array, "batch tokens vocabulary"]:
         """The last norm, and the product with the embeddings of all tokens, summed in float32."""
-        return multiply(self.layer_norm(x), self.embed_tokens.embedding[...].T, jnp.float32)
+        return compare(self.layer_norm(x), self.embed_tokens.embedding[...])

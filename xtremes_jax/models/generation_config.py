@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config_fields import check_field, from_json, shown
@@ -84,7 +84,7 @@ class GenerationConfig:
     """A hypothesis of fewer tokens, the start token among them, is not ended."""
     length_penalty: float = 1.0
     """In beam search, log probabilities are divided by the number of tokens to this power: above 0 favours longer."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: bool | str = False
     """When beam search stops: True, as soon as there are `num_beams` ended hypotheses; False, when the best running one
     would not beat the worst of these if it ended now; `"never"`, when it could not at any length."""
     no_repeat_ngram_size: int = 0

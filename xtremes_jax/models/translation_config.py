@@ -1,14 +1,16 @@
 """A speech encoder and a text decoder as one model, to and from the nested `config.json` of Transformers."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.config_fields import shown
+from xtremes_jax.models.config_fields import check_field, shown
 from xtremes_jax.models.decoder_config import DecoderConfig, check_token, single
 
+_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 TRANSLATION_MODEL_TYPE = "speech-encoder-decoder"
 
 
@@ -23,7 +25,7 @@ class TranslationConfig:
     """The speech encoder; its head must be none."""
     decoder: DecoderConfig
     """The text decoder."""
-    decoder_start_token_id: int
+    decoder_start_token_id: int | None
     """The token that every translation starts with, before any of its labels."""
     eos_token_id: int = 2
     """The token that ends a translation."""
@@ -40,11 +42,10 @@ class TranslationConfig:
             raise InputError(
                 f"The encoder of a translation model has no head, but {self.encoder.head!r} was asked for."
             )
-        for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
-            token = getattr(self, name)
-            if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-                raise InputError(f"{name} is {shown(token)}; it must be a whole number that is at least 0.")
-            check_token(name, token, self.decoder.vocab_size)
+        for field in dataclasses.fields(self):
+            check_field(field, getattr(self, field.name))
+        for name in _TOKENS:
+            check_token(name, getattr(self, name), self.decoder.vocab_size)
         if self.has_projection and self.encoder.output_width != self.encoder.hidden_size:
             raise InputError(
                 f"The encoder's adapter gives {self.encoder.output_width} features and the decoder takes "
@@ -106,12 +107,15 @@ class TranslationConfig:
                 raise InputError(f"config.json: {name} is {shown(parts[name])}; it must be that part's configuration.")
         decoder = DecoderConfig.from_huggingface(parts["decoder"])
         tokens = {"decoder_start_token_id": decoder_start_token_id}
-        for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        for name in _TOKENS:
             if tokens.get(name) is None:
                 found = single(name, config.get(name))
                 tokens[name] = getattr(decoder, name) if found is None else found
             if tokens[name] is None and name == "eos_token_id":
                 raise InputError("config.json has no eos_token_id, which ends a translation. Add it.")
+        for field in dataclasses.fields(cls):
+            if field.name in tokens:
+                check_field(field, tokens[field.name])
         encoder = dict(parts["encoder"]) | {"architectures": None}
         return cls(
             encoder=ModelConfig.from_huggingface(encoder, normalize_waveform=normalize_waveform),
