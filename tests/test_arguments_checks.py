@@ -6,9 +6,9 @@ import pytest
 
 from xtremes_jax.arguments import parse_arguments, parse_evaluate_arguments, steps_between
 from xtremes_jax.arguments.checks import NEEDS, check_launcher
-from xtremes_jax.arguments.fields import SCHEDULES
 from xtremes_jax.arguments.parse import FLAGS
 from xtremes_jax.arguments.refused import REFUSED
+from xtremes_jax.arguments.training import SCHEDULES
 from xtremes_jax.errors import InputError
 
 BASE = "--model_name_or_path some/model --output_dir out --do_train"
