@@ -12,12 +12,12 @@ from xtremes_jax import evaluate, load_model, train, translate
 from xtremes_jax.data import audio
 
 DECODER = {
-    "model_type": "mbart", "d_model": 24, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64, "scale_embedding": True, "dropout": 0.0, "vocab_size": 40, "init_std": 0.05,
+    "model_type": "mbart", "d_model": 24, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64, "scale_embedding": True, "dropout": 0.0, "vocab_size": 40, "init_std": 0.2,
 }  # fmt: skip
 TRANSLATION = dict(
     decoder_config_name="decoder.json", do_predict=True, translation_vocab_size=40, generation_max_length=24,
-    mask_time_prob=0, max_steps=300, learning_rate=4e-3, warmup_ratio=0.1, logging_steps=50,
+    mask_time_prob=0, max_steps=250, learning_rate=4e-3, warmup_ratio=0.1, logging_steps=50,
     per_device_train_batch_size=8, eval_split_name="train", label_smoothing_factor=0.05, generation_num_beams=2,
 )  # fmt: skip
 

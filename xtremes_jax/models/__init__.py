@@ -1,4 +1,4 @@
-"""The wav2vec 2.0 / XLS-R family and its mBART decoder in JAX and Flax NNX: it knows nothing of datasets, tokenizers or files of audio."""
+"""wav2vec 2.0 and XLS-R with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
 from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
