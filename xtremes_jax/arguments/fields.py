@@ -6,11 +6,11 @@ is marked "(ours)" in its help.
 
 from dataclasses import dataclass
 
+from xtremes_jax.arguments import retrieval
 from xtremes_jax.arguments.flag import flag
 from xtremes_jax.tasks import XTREME_S, Selection
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt")
-RETRIEVAL_LOSSES = ("contrastive", "margin")
 LOG_LEVELS = ("passive", "debug", "info", "warning", "error", "critical")
 
 
@@ -80,28 +80,10 @@ class ModelArguments:
         "says).",
         needs=("train", "pooled"),
     )
-    embedding_dim: int | None = flag(
-        None,
-        "Retrieval: width of the embeddings (ours; unset: that of a retrieval checkpoint, else 256).",
-        at_least=1,
-        needs=("train", "retrieval"),
-    )
-    retrieval_loss: str = flag(
-        "contrastive",
-        "Retrieval: symmetric in-batch cross entropy with a learned temperature, or a margin ranking loss with sampled "
-        "negatives (ours).",
-        choices=RETRIEVAL_LOSSES,
-        needs=("train", "retrieval"),
-    )
-    retrieval_margin: float = flag(
-        0.2, "Margin of --retrieval_loss margin, in cosines (ours).", above=0, at_most=2, needs=("train", "retrieval")
-    )
-    retrieval_negatives: int = flag(
-        19,
-        "Negatives that --retrieval_loss margin draws for each query from the other keys of the batch (ours).",
-        at_least=1,
-        needs=("train", "retrieval"),
-    )
+    embedding_dim: int | None = retrieval.EMBEDDING_DIM
+    retrieval_loss: str = retrieval.RETRIEVAL_LOSS
+    retrieval_margin: float = retrieval.RETRIEVAL_MARGIN
+    retrieval_negatives: int = retrieval.RETRIEVAL_NEGATIVES
 
 
 @dataclass(frozen=True)
@@ -224,34 +206,11 @@ class DataArguments:
     dataloader_drop_last: bool = flag(
         False, "Leave out the last batch of an epoch if it is not full.", needs=("train",)
     )
-    key_language: str = flag(
-        "en",
-        "Retrieval: language of the keys, as the data spell it (en_us) or by its code alone (ours).",
-        scoring=True,
-        needs=("retrieval",),
-    )
-    distractor_dataset_name: str | None = flag(
-        None,
-        "Retrieval: data set of more utterances in the language of the keys, among which the right ones must be found; "
-        "named as for --dataset_name (ours).",
-        scoring=True,
-        needs=("scores", "retrieval"),
-    )
-    distractor_dataset_config_name: str | None = flag(
-        None,
-        "Config of the distractors, such as mls.en (ours).",
-        scoring=True,
-        needs=("scores", "retrieval"),
-    )
-    distractor_split_name: str | None = flag(
-        None, "Split of the distractors (ours; unset: test).", scoring=True, needs=("scores", "retrieval")
-    )
-    write_embeddings: bool = flag(
-        False,
-        "Retrieval: write the embeddings of each scored split, as embeddings.npz (ours).",
-        scoring=True,
-        needs=("scores", "retrieval"),
-    )
+    key_language: str = retrieval.KEY_LANGUAGE
+    distractor_dataset_name: str | None = retrieval.DISTRACTOR_DATASET_NAME
+    distractor_dataset_config_name: str | None = retrieval.DISTRACTOR_DATASET_CONFIG_NAME
+    distractor_split_name: str | None = retrieval.DISTRACTOR_SPLIT_NAME
+    write_embeddings: bool = retrieval.WRITE_EMBEDDINGS
 
 
 @dataclass(frozen=True)
