@@ -110,6 +110,8 @@ class Selection:
     """The FLEURS group that `languages` was narrowed to, if any."""
     key_language: str | None = None
     """Retrieval: the language of the keys, as `is_key_language` takes it; its clips are loaded beside `languages`."""
+    without_target: bool = False
+    """Nothing is predicted of these clips, which only enlarge a pool of keys; `target_column` is that of the audio."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

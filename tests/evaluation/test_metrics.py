@@ -112,6 +112,8 @@ def test_languages_have_equal_weight_when_averaged_and_clips_when_pooled():
 
 def test_each_task_is_scored_by_its_own_metrics():
     for name, task in TASKS.items():
+        if task.kind == "retrieval":
+            continue  # scored by evaluation/retrieval.py
         one = ["a"] if task.kind == "ctc" else [3]
         scores = score(task, one, one, ["xx"], per_language=True)
         assert tuple(scores.average) == task.metrics, name

@@ -118,7 +118,7 @@ def prepare(
 
     Args:
         raw: The split as it was loaded.
-        kind: What is predicted: characters, one class, or which utterances are of one sentence.
+        kind: What is predicted: characters, one class, or which clips are of one sentence.
         num_frames: Samples at 16 kHz -> frames of the encoder.
         tokenizer: For CTC, turns cleaned transcripts into labels.
         chars_to_ignore: For CTC, see `text.clean`.

@@ -189,8 +189,8 @@ def load_distractors(data: DataArguments, keys: str, cache_dir: str | None = Non
     task = next((task for task in TASKS.values() if task.dataset == dataset), TASKS["fleurs-asr"])
     try:
         selection = select_task(task=task.name, dataset_config_name=config, dataset_name=name)
-        selection = replace(selection, task=TASKS["fleurs-retrieval"], target_column=data.audio_column_name)
-        selection = replace(selection, task=replace(selection.task, dataset=task.dataset))
+        task = replace(TASKS["fleurs-retrieval"], dataset=task.dataset)
+        selection = replace(selection, task=task, target_column=data.audio_column_name, without_target=True)
         request = SplitRequest(split or "test", flag="--distractor_split_name")
         raw = load_splits(own, selection, {"distractors": request}, cache_dir)["distractors"]
     except InputError as error:
