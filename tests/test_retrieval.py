@@ -177,6 +177,7 @@ def test_margin_loss_accumulation_and_half_precision_run(corpus, tmp_path):
         ({"max_train_samples": 12}, "no utterance in the key language (en)"),
         ({"target_column_name": "path"}, "none of its 27 utterances"),
         ({"target_column_name": "sentence"}, "no such column"),
+        ({"target_column_name": "audio"}, "holds audio, but --task fleurs-retrieval needs the ids of sentences"),
         ({"distractor_dataset_name": "nowhere/at-all"}, "The distractors (--distractor_dataset_name nowhere/at-all)"),
     ],
 )

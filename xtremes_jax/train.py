@@ -285,7 +285,7 @@ def _warn_of_another_order(arguments: Arguments, progress: dict[str, Any]) -> No
     def rows(values: dict[str, Any], devices: int) -> int:
         return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * devices
 
-    changed = [name for name in _ORDER if before.get(name) != now[name]]
+    changed = [name for name in _ORDER if before.get(name, now[name]) != now[name]]
     if rows(before, progress["devices"]) != rows(now, jax.device_count()):
         changed.append("the number of clips in a step over all devices")
     if changed:
