@@ -176,13 +176,6 @@ def test_a_clip_that_cannot_be_decoded_is_listed_and_the_run_goes_on(corpus, tmp
     assert train.main(strict) == 2
 
 
-def test_translation_prepares_its_data_and_is_refused_before_a_model_is_made(corpus, tmp_path, capsys):
-    flags_of = dict(preprocessing_only=True, language="pl")
-    assert train.main(flags(corpus, tmp_path / "data", None, task="covost2", **flags_of)) == 0
-    assert train.main(flags(corpus, tmp_path / "run", "covost2.all")) == 2
-    assert "error: --task covost2: speech translation needs a decoder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
