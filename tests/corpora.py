@@ -56,14 +56,23 @@ def text(rng: np.random.Generator) -> str:
     return " ".join("".join(rng.choice(list(LETTERS), rng.integers(1, 5))) for _ in range(rng.integers(1, 4)))
 
 
+def translated(letters: str) -> str:
+    """What the letters mean in covost2.all: a word each."""
+    return " ".join({"a": "one", "b": "two", "c": "three", "d": "four", " ": "and"}[letter] for letter in letters)
+
+
 def write_corpus(folder: Path, *, train: int = 24, other: int = 10, seed: int = 0) -> Path:
-    """A directory like a hub repository, with the configs mls.all and minds14.all."""
+    """A directory like a hub repository, with the configs mls.all, minds14.all and covost2.all."""
     rng = np.random.default_rng(seed)
     strings, audio = Value("string"), Audio()
     features = {
         "mls.all": Features(path=strings, audio=audio, transcription=strings, lang_id=ClassLabel(names=LANGUAGES)),
         "minds14.all": Features(
             path=strings, audio=audio, transcription=strings, intent_class=ClassLabel(names=list(LETTERS)),
+            lang_id=ClassLabel(names=LANGUAGES),
+        ),
+        "covost2.all": Features(
+            path=strings, audio=audio, transcription=strings, translation=strings,
             lang_id=ClassLabel(names=LANGUAGES),
         ),
     }  # fmt: skip
@@ -75,11 +84,15 @@ def write_corpus(folder: Path, *, train: int = 24, other: int = 10, seed: int = 
             for number in range(count):
                 spoken = text(rng)
                 intent = int(rng.integers(len(LETTERS)))
-                said = spoken if config == "mls.all" else LETTERS[intent] * len(spoken)
+                said = LETTERS[intent] * len(spoken) if config == "minds14.all" else spoken
                 name = f"{split}/{number:03}.flac"
                 row = {"path": name, "audio": {"bytes": flac(tone(said, rng)), "path": name}, "transcription": said}
                 row |= {"lang_id": number % len(LANGUAGES)}
-                rows.append(row if config == "mls.all" else row | {"intent_class": intent})
+                row |= {
+                    "minds14.all": {"intent_class": intent},
+                    "covost2.all": {"translation": translated(spoken)},
+                }.get(config, {})
+                rows.append(row)
             file = folder / config / f"{split}.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows, schema=columns.arrow_schema), file)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,17 @@ def run_elsewhere(arguments: list[str], **environment) -> subprocess.CompletedPr
     """The same command in a process of its own."""
     command = [sys.executable, "-m", "xtremes_jax.train", *arguments]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def run_on_eight_devices(script: str) -> str:
+    """Runs a script in a process of its own that sees eight CPU devices; returns what it prints."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def parameters(output: Path) -> dict[str, np.ndarray]:

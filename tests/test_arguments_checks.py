@@ -6,9 +6,9 @@ import pytest
 
 from xtremes_jax.arguments import parse_arguments, parse_evaluate_arguments, steps_between
 from xtremes_jax.arguments.checks import NEEDS, check_launcher
-from xtremes_jax.arguments.fields import SCHEDULES
 from xtremes_jax.arguments.parse import FLAGS
 from xtremes_jax.arguments.refused import REFUSED
+from xtremes_jax.arguments.training import SCHEDULES
 from xtremes_jax.errors import InputError
 
 BASE = "--model_name_or_path some/model --output_dir out --do_train"
@@ -58,7 +58,8 @@ def parse(extra: str = "", config: str = "mls.all"):
         ("--optim adafactor", "AdamW is the only optimizer"),
         ("--hub_strategy every_save", "uploaded once"),
         ("--fp16_opt_level O2", "O1"),
-        ("--predict_with_generate", "speech translation"),
+        ("--generation_config beams.json", "read from the model's directory"),
+        ("--label_smoothing_factor 0.1", "is for translation"),
         ("--no_freeze_feature_encoder true", "belongs to no flag"),
     ],
 )
@@ -71,7 +72,7 @@ def test_refused_flags(given, message):
     "given",
     [
         "--torch_compile False", "--fsdp ''", "--local_rank -1", "--optim adamw_torch", "--hub_strategy end",
-        "--fp16_opt_level O1", "--label_smoothing_factor 0.0", "--ddp_find_unused_parameters False",
+        "--fp16_opt_level O1", "--ddp_find_unused_parameters False",
         "--remove_unused_columns True", "--use_auth_token", "--eval_accumulation_steps 1", "--deepspeed none",
         "--logging_nan_inf_filter True",
     ],
@@ -178,6 +179,7 @@ def test_what_is_left_open_is_filled_in():
             "--ctc_zero_infinity, --final_dropout, --unk_token and --chars_to_ignore have no effect in a task of "
             "classification.",
         ),
+        ("--unk_token ?", "covost2.all", "--unk_token has no effect in a task of translation."),
         (
             "--tokenizer_name_or_path x",
             "minds14.all",
@@ -270,11 +272,12 @@ def test_a_run_does_not_resume_from_what_it_overwrites(wanted, tmp_path, monkeyp
 
 def test_names_that_other_rooms_know_too():
     """`arguments` loads without JAX, so it cannot import these."""
-    from xtremes_jax.models import PRESETS
+    from xtremes_jax.models import DECODER_PRESETS, PRESETS
     from xtremes_jax.training import optimizer
 
     assert SCHEDULES == optimizer.SCHEDULES
     assert f"a preset ({', '.join(PRESETS)})" in FLAGS["config_name"].metadata["help"]
+    assert f"a preset ({', '.join(DECODER_PRESETS)})" in FLAGS["decoder_config_name"].metadata["help"]
 
 
 def test_steps_between():
@@ -331,3 +334,68 @@ def test_help_lists_the_flags(capsys, program):
     for name, flag in FLAGS.items():
         assert (f" --{name} " in shown) == (program is parse_arguments or flag.metadata["scoring"]), name
     assert "--deepspeed" not in shown
+
+
+# ---- retrieval ----
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--retrieval_loss contrastive", "--retrieval_margin 0.1", "--retrieval_negatives 3", "--embedding_dim 8",
+        "--key_language en", "--write_embeddings", "--distractor_dataset_name demo",
+        "--distractor_dataset_config_name mls.en", "--distractor_split_name test",
+    ],
+)  # fmt: skip
+def test_flags_of_retrieval_are_refused_in_other_tasks(flag):
+    with pytest.raises(InputError, match=f"{flag.split()[0]} is for retrieval, not for mls.*--task fleurs-retrieval"):
+        parse(flag)
+    if FLAGS[flag.split()[0].removeprefix("--")].metadata["scoring"]:
+        with pytest.raises(InputError, match="is for retrieval"):
+            parse_evaluate_arguments(
+                shlex.split(f"--model_name_or_path x --output_dir y --dataset_config_name minds14.all {flag}")
+            )
+
+
+RETRIEVAL = "--task fleurs-retrieval --do_predict"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--retrieval_margin 0.1", "belongs to --retrieval_loss margin, but the loss is contrastive"),
+        ("--retrieval_negatives 5", "belongs to --retrieval_loss margin"),
+        ("--retrieval_loss hinge", "contrastive, margin"),
+        ("--retrieval_loss margin --retrieval_margin 0", "greater than 0"),
+        ("--retrieval_loss margin --retrieval_negatives 0", "at least 1"),
+        ("--embedding_dim 0", "at least 1"),
+        ("--distractor_split_name train", "needs --distractor_dataset_name"),
+        ("--distractor_dataset_config_name mls.en", "needs --distractor_dataset_name"),
+        ("--max_batch_seconds 60", "the same number of pairs in every batch"),
+        ("--dataloader_drop_last", "no sentence comes twice in one"),
+        ("--per_device_train_batch_size 7", "a pair for retrieval is two clips"),
+        ("--metric_for_best_model accuracy", "Choose one of loss, p_at_1, p_at_5, mrr, xsim_error"),
+    ],
+)
+def test_what_retrieval_cannot_honour_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        parse(f"{RETRIEVAL} {given}", config="fleurs.all")
+
+
+def test_what_retrieval_can_honour_is_taken():
+    given = "--retrieval_loss margin --retrieval_margin 0.1 --retrieval_negatives 5 --embedding_dim 64 "
+    given += "--key_language de --write_embeddings --use_weighted_layer_sum --distractor_dataset_name x "
+    given += "--distractor_split_name test --distractor_dataset_config_name mls.de"
+    arguments = parse(f"{RETRIEVAL} {given}", config="fleurs.all")
+    assert arguments.notes == () and arguments.selection.key_language == "de"
+    arguments = parse("--task fleurs-retrieval --write_embeddings --ctc_zero_infinity True", config="fleurs.all")
+    assert arguments.notes == (
+        "--write_embeddings has no effect without --do_eval or --do_predict.",
+        "--ctc_zero_infinity has no effect in a task of retrieval.",
+    )
+
+
+@pytest.mark.parametrize(("metric", "rises"), [("p_at_1", True), ("mrr", True), ("xsim_error", False), ("loss", False)])
+def test_direction_of_retrievals_metrics(metric, rises):
+    given = f"{RETRIEVAL} --eval_strategy epoch --save_strategy epoch --metric_for_best_model {metric}"
+    assert parse(given, config="fleurs.all").training.greater_is_better is rises

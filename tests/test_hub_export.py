@@ -49,6 +49,16 @@ def test_export_checks_the_head(tmp_path, rng):
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".export-*"))
 
 
+def test_a_retrieval_model_needs_no_names(tmp_path, rng):
+    config = TINY | {"xtremes_jax_head": "retrieval", "num_labels": 3, "logit_scale": 2.5}
+    config |= {"architectures": ["Wav2Vec2ForSequenceClassification"]}
+    common = {"tokenizer": None, "id2label": None, "preprocessor": PREPROCESSOR, "model_card": "", "config": config}
+    hub.export(tmp_path, tensors={"classifier.weight": rng.standard_normal((3, 4), np.float32)}, **common)
+    assert config.items() <= hub.read_config(tmp_path).items() and "id2label" not in hub.read_config(tmp_path)
+    with pytest.raises(ValueError, match="classifier.weight has 2 rows for 3"):
+        hub.export(tmp_path, tensors={"classifier.weight": rng.standard_normal((2, 4), np.float32)}, **common)
+
+
 def test_export_replaces_an_earlier_one(tmp_path, rng):
     common = {"config": TINY, "preprocessor": PREPROCESSOR, "model_card": "new\n"}
     tokenizer = make_tokenizer(tmp_path / "made")

@@ -9,7 +9,8 @@ import pytest
 from corpora import write_corpus
 from runs import flags, parameters, rows
 
-from xtremes_jax import evaluate, load_model, train, transcribe
+from xtremes_jax import evaluate, load_model, score, train, transcribe
+from xtremes_jax.run_record import read_run
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,17 @@ def test_a_run_writes_everything(recognition, capsys):
     assert len(predictions) == 10 and {row["language"] for row in predictions} == {"de", "pl"}
     assert set(predictions[0]) == {"id", "sample_id", "language", "reference", "prediction"}
     assert list((recognition / "runs").glob("events.out.tfevents.*"))
+    record = json.loads((recognition / "run.json").read_text())
+    assert (record["task"], record["config"], record["synthetic"], record["trained"]) == ("mls", "mls.all", False, True)
+    assert {role: scores["split"] for role, scores in record["scores"].items()} == {
+        "eval": "validation", "predict": "test",
+    }  # fmt: skip
+    assert record["scores"]["predict"]["metrics"]["wer"] == results["predict_wer"]
+    assert record["scores"]["predict"]["per_language"]["pl"]["cer"] == results["predict_cer_pl"]
+    assert record["scores"]["predict"]["clips_per_language"] == {"de": 5, "pl": 5} and record["versions"]["jax"]
+    assert score.main([str(recognition)]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 8 languages" in out and f"{100 * results['predict_wer']:.1f}" in out
     assert (recognition / "skipped.jsonl").read_text() == ""
     assert not (recognition / ".lock").exists()
 
@@ -77,6 +89,8 @@ def test_scoring_a_run_gives_its_own_scores(recognition, corpus, tmp_path):
     trained = json.loads((recognition / "all_results.json").read_text())
     assert results["wer"] == trained["predict_wer"] and results["cer"] == trained["predict_cer"]
     assert results["loss"] == pytest.approx(trained["predict_loss"], rel=1e-4)
+    ours, theirs = read_run(tmp_path), read_run(recognition)
+    assert ours.metrics == theirs.metrics and ours.per_language == theirs.per_language and ours.split == "test"
 
     def by_id(path):
         return {row["id"]: row["prediction"] for row in rows(path)}

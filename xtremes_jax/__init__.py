@@ -7,26 +7,29 @@ From Python:
     model = xtremes_jax.load_model("path or hub id")
     output = model(audio, audio_lengths)            # raw 16 kHz audio [batch, samples]; output.logits
     texts = xtremes_jax.transcribe(model, ["clip.flac"])
+    sentences = xtremes_jax.translate("a speech encoder-decoder", ["clip.flac"])
 
-From the shell: `python -m xtremes_jax.train --help` and `python -m xtremes_jax.evaluate --help`.
+From the shell: `python -m xtremes_jax.train --help`, and likewise `xtremes_jax.evaluate` and `xtremes_jax.score`.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xtremes_jax.errors import InputError
-    from xtremes_jax.inference import transcribe
-    from xtremes_jax.loading import Model, load_model
+    from xtremes_jax.inference import transcribe, translate
+    from xtremes_jax.loading import Model, Translator, load_model
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "Model", "load_model", "transcribe"]
+__all__ = ["InputError", "Model", "Translator", "load_model", "transcribe", "translate"]
 
 _HOMES = {
     "InputError": "xtremes_jax.errors",
     "Model": "xtremes_jax.loading",
+    "Translator": "xtremes_jax.loading",
     "load_model": "xtremes_jax.loading",
     "transcribe": "xtremes_jax.inference",
+    "translate": "xtremes_jax.inference",
 }
 
 

@@ -9,16 +9,32 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xtremes_jax.arguments import Arguments
+from xtremes_jax.arguments import Arguments, ModelArguments
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
-from xtremes_jax.loading import StartingPoint, configure, initial_params
-from xtremes_jax.models import ModelConfig, Report, abstract_model, decays, is_feature_encoder, split_params
+from xtremes_jax.models import (
+    GenerationConfig,
+    ModelConfig,
+    Report,
+    TranslationConfig,
+    abstract_model,
+    decays,
+    is_feature_encoder,
+    is_retrieval,
+    split_params,
+)
+from xtremes_jax.starting import (
+    StartingPoint,
+    configure,
+    configure_translator,
+    generation_config,
+    initial_params,
+)
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
-from xtremes_jax.training.losses import Objective
+from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
 from xtremes_jax.training.precision import compute_dtype
 from xtremes_jax.training.state import TrainState, create_state, parameter_count
@@ -31,42 +47,90 @@ _FROM_FLAGS = (
 ).split()
 """Fields of the model's configuration that flags of the same name override, as in the reference script."""
 
+_EMBEDDING_DIM = 256
+"""Width of new embeddings: of the order of the classifier's projection, so that the pool of keys stays small."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A model with its parameters on the devices, ready for steps."""
 
-    config: ModelConfig
+    config: ModelConfig | TranslationConfig
     graphdef: Any
-    objective: Objective
+    objective: Objective | PairObjective
     mesh: Mesh
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
+    generation: GenerationConfig | None = None
+    """How a translation is searched for."""
 
 
-def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig:
-    """The architecture with the task's head, and for training with regularisation as the flags say.
+def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig | TranslationConfig:
+    """The architecture with the task's head or decoder, and for training with regularisation as the flags say.
 
     Raises:
-        InputError: a model that is only scored has fewer outputs than its tokenizer has tokens.
+        InputError: the model has fewer outputs than its tokenizer has tokens; or one that is only scored was not
+            trained for retrieval.
     """
+    kind = arguments.selection.task.kind
+    changes: dict[str, Any] = {}
+    if arguments.training.do_train:
+        changes = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
+    if kind == "translation":
+        return _translation_config(arguments, start, corpus.tokenizer, changes)
     if not arguments.training.do_train:
-        config = configure(start, arguments.selection.task.kind, {})
-        if corpus.tokenizer is not None and len(corpus.tokenizer) > config.vocab_size:
+        config = configure(start, kind, {})
+        if kind == "retrieval" and not is_retrieval(start.config):
             raise InputError(
-                f"{start.source} knows {config.vocab_size} tokens, but its tokenizer has {len(corpus.tokenizer)}: "
-                "they do not belong together. Name the right one with --tokenizer_name_or_path."
+                f"{start.source} was not trained for retrieval (its config.json has no xtremes_jax_head). Fine-tune "
+                "it with xtremes_jax.train --do_train, or choose a model of --task fleurs-retrieval."
             )
+        if corpus.tokenizer is not None:
+            _check_tokenizer(corpus.tokenizer, config.vocab_size, start.source)
         return config
-    changes: dict[str, Any] = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
+    elif kind == "retrieval":
+        known = None if is_retrieval(start.config) else _EMBEDDING_DIM
+        changes["num_labels"] = arguments.model.embedding_dim or known
     else:
         changes["num_labels"] = len(corpus.label_names)
-    return configure(start, arguments.selection.task.kind, changes)
+    return configure(start, kind, changes)
 
 
-def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) -> Network:
+def _translation_config(
+    arguments: Arguments, start: StartingPoint, tokenizer: Any, encoder: dict[str, Any]
+) -> TranslationConfig:
+    """A decoder with random weights speaks the tokenizer's vocabulary; a pretrained one has to know it already."""
+    encoder = encoder | {"add_adapter": arguments.model.add_adapter}
+    if start.decoder.directory is None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        start_id = tokenizer.eos_token_id if ids["bos_token_id"] is None else ids["bos_token_id"]
+        decoder = {"vocab_size": len(tokenizer), "decoder_start_token_id": start_id, **ids}
+        return configure_translator(start, encoder, decoder)
+    config = configure_translator(start, encoder, {})
+    _check_tokenizer(tokenizer, config.vocab_size, start.decoder.source)
+    for name in ("eos_token_id", "pad_token_id"):
+        expected, found = getattr(config, name), getattr(tokenizer, name)
+        if expected != found:
+            raise InputError(
+                f"{start.decoder.source} has {name} {expected}, but its tokenizer {found}: they do not belong "
+                "together. Name the right one with --tokenizer_name_or_path."
+            )
+    return config
+
+
+def _check_tokenizer(tokenizer: Any, vocab_size: int, source: str) -> None:
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{source} knows {vocab_size} tokens, but its tokenizer has {len(tokenizer)}: they do not belong together. "
+            "Name the right one with --tokenizer_name_or_path."
+        )
+
+
+def assemble(
+    arguments: Arguments, start: StartingPoint, corpus: Corpus, config: ModelConfig | TranslationConfig
+) -> Network:
     """Reads or draws the parameters and puts them on the devices, float32, sharded as `--fsdp_devices` says.
 
     Raises:
@@ -79,14 +143,10 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
         _tell_of_mismatch(report, start, training.do_train)
     dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
     graphdef, _ = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
-    freeze = arguments.model.freeze_feature_encoder
-    frozen = {name: value for name, value in params.items() if freeze and is_feature_encoder(name)}
+    frozen = {name: value for name, value in params.items() if _is_frozen(name, arguments.model, report)}
     trainable = {name: value for name, value in params.items() if name not in frozen}
-    if frozen and start.directory is None and training.do_train:
-        logger.warning(
-            "The convolutional front end has random weights and stays as it is; add --freeze_feature_encoder False to "
-            "train it."
-        )
+    if training.do_train:
+        _warn_of_frozen_randomness(arguments.model, start)
     logger.info(
         "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
         f"{parameter_count(params):,}",
@@ -95,13 +155,61 @@ def assemble(arguments: Arguments, start: StartingPoint, config: ModelConfig) ->
         dict(mesh.shape),
         np.dtype(dtype).name,
     )
-    objective = Objective(
+    return Network(
+        config, graphdef, make_objective(arguments, config), mesh, _place(trainable, mesh), _place(frozen, mesh),
+        generation=_generation(arguments, start, config, corpus.tokenizer),
+    )  # fmt: skip
+
+
+def _generation(
+    arguments: Arguments, start: StartingPoint, config: ModelConfig | TranslationConfig, tokenizer: Any
+) -> GenerationConfig | None:
+    if not isinstance(config, TranslationConfig):
+        return None
+    training = arguments.training
+    limits = {"num_beams": training.generation_num_beams, "max_length": training.generation_max_length}
+    return generation_config(start, config, tokenizer, **limits)
+
+
+def _is_frozen(name: str, model: ModelArguments, report: Report | None) -> bool:
+    """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
+    new = () if report is None else report.missing
+    if name.startswith("encoder.adapter.") and any(missing.startswith("encoder.adapter.") for missing in new):
+        return False
+    if ".encoder_attn" in name and any(".encoder_attn" in missing for missing in new):
+        return False
+    return (
+        (model.freeze_feature_encoder and is_feature_encoder(name))
+        or (model.freeze_encoder and name.startswith("encoder."))
+        or (model.freeze_decoder and name.startswith("decoder."))
+    )
+
+
+def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint) -> None:
+    """Says so when what was never trained is to stay as it is."""
+    frozen = {
+        "--freeze_feature_encoder": ("convolutional front end", model.freeze_feature_encoder, start.directory),
+        "--freeze_encoder": ("encoder", model.freeze_encoder, start.directory),
+        "--freeze_decoder": ("decoder", model.freeze_decoder, start.decoder and start.decoder.directory),
+    }
+    for flag, (part, is_frozen, directory) in frozen.items():
+        if is_frozen and directory is None:
+            logger.warning("The %s has random weights and stays as it is; set %s False to train it.", part, flag)
+
+
+def make_objective(arguments: Arguments, config: ModelConfig | TranslationConfig) -> Objective | PairObjective:
+    """The loss of the model's head or decoder, as the flags say."""
+    if isinstance(config, TranslationConfig):
+        return Objective("translation", label_smoothing=arguments.training.label_smoothing_factor)
+    if config.head == "retrieval":
+        flags = arguments.model
+        return PairObjective(flags.retrieval_loss, flags.retrieval_margin, flags.retrieval_negatives)
+    return Objective(
         config.head,
         blank=config.pad_token_id,
         reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
         zero_infinity=config.ctc_zero_infinity,
     )
-    return Network(config, graphdef, objective, mesh, _place(trainable, mesh), _place(frozen, mesh))
 
 
 def _place(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -140,6 +248,7 @@ def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> Train
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         sharding=sharding.batch_sharding(mesh),
+        pairs=corpus.pairs,
         **size,
     )
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.errors import InputError
+from xtremes_jax.evaluation.metrics import bleu_groups
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import results_table
 from xtremes_jax.tasks import TaskSpec
@@ -113,7 +114,8 @@ def split_bar(role: str, total: int, hidden: bool) -> Iterator[tqdm]:
 
 def show_evaluation(step: int, epoch: float, scored: ScoredSplit, task: TaskSpec) -> None:
     """One line: the averages, and the main metric of each language where these are few."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in scored.scores.average.items())
+    averages = scored.scores.average | scored.scores.groups
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in averages.items())
     main = task.metrics[0]
     languages = scored.scores.per_language
     parts = ""
@@ -138,7 +140,23 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
                 rows.append([language, *values])
         if len(rows) == 2:
             rows = rows[:1]
-        print(f"\n{title} split, {results[f'{role}_samples']} clips")
+        keys = f"{role}_keys" in results
+        what = f"queries among {results[f'{role}_keys']} keys" if keys else "clips"
+        print(f"\n{title} split, {results[f'{role}_samples']} {what}")
         print(results_table(["language", *task.metrics], rows))
+        if keys:
+            print(f"By chance, p_at_1 is {results[f'{role}_chance_p_at_1']:.4f}")
+        for line in _group_lines(results, role, split.languages):
+            print(line)
     what = "The model, results and predictions" if arguments.training.do_train else "Results and predictions"
     print(f"\n{what} lie in {directory}", flush=True)
+
+
+def _group_lines(results: dict[str, Any], role: str, languages: Sequence[str]) -> Iterator[str]:
+    """One line for each group of translation's languages, and which of its languages the split does not hold."""
+    names = {language: f"{role}_bleu_{language}" for language in set(languages)}
+    scores = {language: {"bleu": results[name]} for language, name in names.items() if results.get(name) is not None}
+    groups, missing = bleu_groups(scores)
+    for name, value in groups.items():
+        without = f" (without {' '.join(missing[name])})" if name in missing else ""
+        yield f"{name.replace('_', ', ')} resource languages{without}: {value:.2f}"

@@ -11,13 +11,15 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
-from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, write_skipped
-from xtremes_jax.data.sources import RawSplit, SplitRequest, load_splits
+from xtremes_jax.data.pairs import Pairs, find_pairs
+from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, without, write_skipped
+from xtremes_jax.data.sources import RawSplit, SplitRequest, load_distractors, load_splits
+from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
-from xtremes_jax.loading import StartingPoint
-from xtremes_jax.models import ModelConfig
+from xtremes_jax.models import DecoderConfig, ModelConfig
 from xtremes_jax.run_directory import SKIPPED
+from xtremes_jax.starting import StartingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +31,15 @@ class Corpus:
     splits: dict[str, PreparedSplit]
     """By role: "train", "eval", "predict", as far as the run needs them."""
     tokenizer: object | None
-    """`Wav2Vec2CTCTokenizer` of a recognition run; its padding token is the CTC blank."""
+    """`Wav2Vec2CTCTokenizer` of recognition, whose padding token is the CTC blank; of translation the decoder's."""
     label_names: list[str] | None
     """Names of the classes by class id, of a classification run."""
     synthetic: bool
     """Whether the speech is synthetic, which is said wherever a result is shown."""
+    pairs: Pairs | None = None
+    """Of a retrieval run that trains: what can be paired in the split "train"."""
+    distractors: PreparedSplit | None = None
+    """Of a retrieval run: more keys, which are of no sentence."""
 
 
 class SkippedClips:
@@ -48,7 +54,19 @@ class SkippedClips:
         self.path = directory / SKIPPED
         self._max_fraction = max_fraction
         self._clips: dict[tuple[str, int], SkippedClip] = {}
+        self._noted: dict[tuple[str, int], SkippedClip] = {}
         self._sizes: dict[str, int] = {}
+
+    def note(self, clips: Iterable[SkippedClip]) -> None:
+        """Lists clips that have no part in the run although nothing is wrong with them; the run goes on."""
+        clips = list(clips)
+        for clip in clips[:1]:
+            logger.warning("%s: %d clips have no part: %s (%s), …", clip.split, len(clips), clip.clip, clip.reason)
+        self._noted |= {(clip.split, clip.sample_id): clip for clip in clips}
+        self._write()
+
+    def _write(self) -> None:
+        write_skipped(self.path, (self._noted | self._clips).values())
 
     def begin(self, splits: Iterable[PreparedSplit]) -> None:
         """Lists what preparation has left out of the splits, and stops the run if it is too much of one."""
@@ -56,7 +74,7 @@ class SkippedClips:
         for split in splits:
             self._sizes[split.name] = len(split.raw.clip_names)
             self._clips |= {(clip.split, clip.sample_id): clip for clip in split.skipped}
-        write_skipped(self.path, self._clips.values())
+        self._write()
         check_skipped(splits, self._max_fraction, self.path)
 
     def add(self, clips: Iterable[SkippedClip]) -> None:
@@ -71,7 +89,7 @@ class SkippedClips:
         for clip in new:
             logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
             self._clips[clip.split, clip.sample_id] = clip
-        write_skipped(self.path, self._clips.values())
+        self._write()
         for name in {clip.split for clip in new}:
             count = sum(clip.split == name for clip in self._clips.values())
             if count > self._max_fraction * self._sizes[name]:
@@ -91,34 +109,36 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         InputError: see `data.sources.load_splits` and `data.prepare.prepare`; the classes of the data are not the
             model's; or too many clips cannot be used.
     """
-    data, kind = arguments.data, arguments.selection.task.kind
+    data, task = arguments.data, arguments.selection.task
+    kind = task.kind
     if arguments.training.disable_tqdm:
         datasets.disable_progress_bars()
-    unlisted = unlisted_ignored(data.chars_to_ignore) if kind == "ctc" else ""
+    unlisted = unlisted_ignored(data.chars_to_ignore) if task.predicts_text else ""
     if unlisted:
         logger.info("--chars_to_ignore, as in the reference a part of a regular expression, also deletes %s", unlisted)
     raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
-    tokenizer = _tokenizer(arguments, start, raw) if kind == "ctc" else None
+    tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
-    num_frames = ModelConfig.from_huggingface(start.config, head=kind).num_frames
+    options = {
+        "kind": kind,
+        "num_frames": ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames,
+        "tokenizer": tokenizer,
+        "chars_to_ignore": data.chars_to_ignore,
+        "max_target_length": _longest_target(start),
+        "min_duration": data.min_duration_in_seconds,
+        "max_duration": data.max_duration_in_seconds,
+        "num_workers": data.preprocessing_num_workers,
+        "cache_dir": _cache_folder(arguments),
+        "overwrite_cache": data.overwrite_cache,
+        "show_progress": not arguments.training.disable_tqdm,
+    }
     splits = {
-        role: prepare(
-            split,
-            kind=kind,
-            num_frames=num_frames,
-            tokenizer=tokenizer,
-            chars_to_ignore=data.chars_to_ignore,
-            purpose="train" if role == "train" else "score",
-            min_duration=data.min_duration_in_seconds,
-            max_duration=data.max_duration_in_seconds,
-            num_workers=data.preprocessing_num_workers,
-            cache_dir=_cache_folder(arguments),
-            overwrite_cache=data.overwrite_cache,
-            show_progress=not arguments.training.disable_tqdm,
-        )
-        for role, split in raw.items()
+        role: prepare(split, purpose="train" if role == "train" else "score", **options) for role, split in raw.items()
     }
     skipped.begin(splits.values())
+    if kind == "retrieval":
+        synthetic = any(split.synthetic for split in raw.values())
+        return _retrieval_corpus(arguments, splits, synthetic, options, skipped)
     label_names = None
     if kind == "classification" and arguments.training.do_train:
         label_names = next(iter(raw.values())).label_names
@@ -126,6 +146,32 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         label_names = _classes_of_model(start)
         splits = {role: _renumbered(split, label_names, start) for role, split in splits.items()}
     return Corpus(splits, tokenizer, label_names, synthetic=any(split.synthetic for split in raw.values()))
+
+
+def _retrieval_corpus(
+    arguments: Arguments, splits: dict[str, PreparedSplit], synthetic: bool, options: dict, skipped: SkippedClips
+) -> Corpus:
+    """The splits with what can be paired in them; of those to score, without the queries that have no key."""
+    key_language, train_pairs = arguments.data.key_language, None
+    for role, split in splits.items():
+        pairs, alone = find_pairs(split, key_language)
+        skipped.note(alone)
+        logger.info("%s: %d queries, of %d sentences that have a key", split.name, len(pairs.queries), len(pairs.keys))
+        if role == "train":
+            train_pairs = pairs
+        else:
+            splits[role] = without(split, {clip.sample_id for clip in alone})
+    raw = load_distractors(arguments.data, key_language, arguments.model.cache_dir)
+    if raw is None:
+        return Corpus(splits, None, None, synthetic, train_pairs)
+    distractors = prepare(raw, purpose="score", **options)
+    skipped.begin([distractors])
+    return Corpus(splits, None, None, synthetic or raw.synthetic, train_pairs, distractors)
+
+
+def _longest_target(start: StartingPoint) -> int | None:
+    """The most labels that a decoder has positions for."""
+    return start.decoder and DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings
 
 
 def _cache_folder(arguments: Arguments) -> Path | None:
@@ -149,6 +195,8 @@ def _requests(arguments: Arguments) -> dict[str, SplitRequest]:
 def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
     """The tokenizer that was asked for, the model's own when nothing is trained, or one made from the transcripts."""
     model, data = arguments.model, arguments.data
+    if arguments.selection.task.kind == "translation":
+        return _subword_tokenizer(arguments, start, raw)
     if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
         source = model.tokenizer_name_or_path or start.source
         folder = (
@@ -167,6 +215,26 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     vocabulary = build_vocabulary(texts, **tokens)
     logger.info("Vocabulary of %d characters and tokens, from the transcripts of all splits in use", len(vocabulary))
     return build_tokenizer(vocabulary, **tokens)
+
+
+def _subword_tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):
+    """The decoder's tokenizer: the one asked for, the checkpoint's own, or one learned from the training targets."""
+    model, data = arguments.model, arguments.data
+    source, folder = start.decoder.source, start.decoder.directory
+    if model.tokenizer_name_or_path is not None:
+        source = model.tokenizer_name_or_path
+        folder = hub.resolve_model(source, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
+    tokenizer = load_subword_tokenizer(folder) if folder is not None else None
+    if tokenizer is not None:
+        return tokenizer
+    if folder is not None:
+        raise InputError(
+            f"{source} holds no tokenizer.json, so no tokenizer of a decoder. Name one with --tokenizer_name_or_path."
+        )
+    texts = (clean(text, data.chars_to_ignore) for text in raw["train"].targets() if text)
+    tokenizer = learn_tokenizer(texts, vocab_size=data.translation_vocab_size)
+    logger.info("Tokenizer of %d subwords, learned from the translations of the training split", len(tokenizer))
+    return tokenizer
 
 
 def _classes_of_model(start: StartingPoint) -> list[str]:

@@ -10,9 +10,10 @@ from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
 from xtremes_jax.assembly import assemble, model_config
 from xtremes_jax.corpus import SkippedClips, load_corpus
 from xtremes_jax.evaluation.report import write_json
-from xtremes_jax.loading import starting_point
 from xtremes_jax.run_directory import RunDirectory
-from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.run_record import write_record
+from xtremes_jax.scoring import make_scorer, write_scores
+from xtremes_jax.starting import starting_point
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.signals import StopRequest
 
@@ -32,12 +33,14 @@ def run(arguments: Arguments) -> dict[str, Any]:
     configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
     with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest():
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
-        start = starting_point(arguments.model, token=training.hub_token)
+        translation = arguments.selection.task.kind == "translation"
+        start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
-        network = assemble(arguments, start, model_config(arguments, start, corpus))
-        scored = Scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
+        network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
+        scored = make_scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
         results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
         write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
+        write_record(directory.path, arguments, corpus, {"predict": scored})
         console.show_results(results, arguments, corpus, directory.path)
     return results
 

@@ -1,5 +1,6 @@
 """A finished run as a Transformers repository, and its way to the hub."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -13,9 +14,9 @@ from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus
-from xtremes_jax.loading import StartingPoint
 from xtremes_jax.model_card import CardFacts, model_card
-from xtremes_jax.models import to_huggingface, unflatten_params
+from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
+from xtremes_jax.starting import StartingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +26,19 @@ _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dat
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
     """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`."""
     params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
-    names = corpus.label_names
+    names, config = corpus.label_names, network.config
+    translation = isinstance(config, TranslationConfig)
+    if not translation and config.head == "retrieval":
+        config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
     hub.export(
         directory,
         tensors=to_huggingface(unflatten_params(params), network.config),
-        config=network.config.to_huggingface(label_names=names),
+        config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=corpus.tokenizer,
         preprocessor=start.preprocessor,
         id2label=None if names is None else dict(enumerate(names)),
         model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
+        generation=network.generation.to_huggingface() if translation else None,
     )
     logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
 
@@ -71,6 +76,9 @@ def _facts(
         metrics=metrics,
         per_language=per_language,
         base_model=start.source if start.directory is not None else None,
+        decoder_model=start.decoder.source
+        if start.decoder and not start.is_joint and start.decoder.directory
+        else None,
         synthetic=corpus.synthetic,
         arguments=describe(arguments, only_changed=True),
         versions={"Python": platform.python_version()}

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.config import is_retrieval
 from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ _CONFIG_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    # Of a decoder.
+    "generation_config.json",
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
 )
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -182,32 +187,43 @@ def export(
     preprocessor: Mapping[str, Any],
     id2label: Mapping[int, str] | None,
     model_card: str,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a repository that Transformers loads unchanged: configuration, weights, feature extractor, tokenizer, card.
 
-    With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`), without one a classifier
-    (`AutoModelForAudioClassification`, `AutoFeatureExtractor`); `pipeline()` takes either. Each file is written aside
-    and renamed into place. What an earlier export left of these files is removed; other files are left alone.
+    With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`) or, with `generation` beside it, one that
+    translates (`AutoModelForSpeechSeq2Seq`, `AutoFeatureExtractor`, `AutoTokenizer`); without one a classifier
+    (`AutoModelForAudioClassification`, `AutoFeatureExtractor`). `pipeline()` takes all of them. A retrieval model is a
+    classifier to Transformers, whose logits, divided by their norm, are the embeddings. Each file is written aside and
+    renamed into place. What an earlier export left of these files is removed; other files are left alone.
 
     Args:
         directory: made if absent.
         tensors: parameters by their Hugging Face names.
         config: content of config.json; `architectures`, the labels and the tokenizer's ids are filled in here.
-        tokenizer: for CTC.
+        tokenizer: for CTC and translation.
         preprocessor: `do_normalize`, `return_attention_mask`, `sampling_rate`, as `read_preprocessor` returns them.
-        id2label: for classification, the names of the classes by id, 0 to N - 1.
+        id2label: for classification, the names of the classes by id, 0 to N - 1; None for retrieval, where `config`
+            says how many numbers an embedding has.
         model_card: text of README.md.
+        generation: for translation, the content of generation_config.json.
 
     Raises:
         ValueError: the head's size differs from the vocabulary's or from the number of labels.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    content = _complete_config(config, tokenizer, id2label, tensors)
+    content = dict(config) if generation is not None else _complete_config(config, tokenizer, id2label, tensors)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=directory))
     try:
-        _write_processor(staging, tokenizer, preprocessor)
-        (staging / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if generation is None:
+            _write_processor(staging, tokenizer, preprocessor)
+        else:
+            # One processor class for the two would tie them to a kind of tokenizer; `pipeline()` wants none.
+            _write_processor(staging, None, preprocessor)
+            tokenizer.save_pretrained(staging)
+            _write_json(staging / "generation_config.json", generation)
+        _write_json(staging / "config.json", content)
         (staging / "README.md").write_text(model_card, encoding="utf-8")
         write_safetensors(directory, tensors)
         written = sorted(path.name for path in staging.iterdir())
@@ -218,6 +234,10 @@ def export(
             (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _complete_config(
@@ -233,6 +253,8 @@ def _complete_config(
         content.update(vocab_size=size, pad_token_id=tokenizer.pad_token_id)
         content.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
         content["architectures"] = ["Wav2Vec2ForCTC"]
+    elif id2label is None and is_retrieval(config):
+        size, head = config["num_labels"], "classifier.weight"
     else:
         labels = {int(index): str(name) for index, name in (id2label or {}).items()}
         size, head = len(labels), "classifier.weight"

@@ -1,6 +1,6 @@
 """Using a fine-tuned model on files of audio."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from xtremes_jax.data import audio
 from xtremes_jax.data.collate import as_type
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.decode import collapse, to_text
-from xtremes_jax.loading import Model, load_model
+from xtremes_jax.evaluation.decode import collapse, to_sentences, to_text
+from xtremes_jax.loading import Model, Translator, load_model
 
 _QUANTUM = 16_000
 """Clips are padded to whole seconds, so that few lengths are compiled."""
@@ -35,11 +35,57 @@ def transcribe(
     Raises:
         InputError: a file cannot be read (it is named), or the model has no CTC head or no tokenizer.
     """
-    model = model_or_path if isinstance(model_or_path, Model) else load_model(model_or_path)
+    model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
+    if isinstance(model, Translator):
+        raise InputError("transcribe needs a model with a CTC head; this one translates: use xtremes_jax.translate.")
     if model.config.head != "ctc":
-        raise InputError("transcribe needs a model with a CTC head; this one is for classification.")
+        raise InputError(f"transcribe needs a model with a CTC head; this one is for {model.config.head}.")
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
+
+    def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
+        output = model(audio, lengths)
+        ids = np.asarray(output.logits).argmax(axis=-1)
+        return to_text(model.tokenizer, collapse(ids, np.asarray(output.logit_lengths), model.config.pad_token_id))
+
+    return _in_batches(text_of, audio_files, batch_size)
+
+
+def translate(
+    model_or_path: Translator | str | Path,
+    audio_files: str | Path | bytes | Iterable[str | Path | bytes],
+    *,
+    batch_size: int = 8,
+) -> list[str]:
+    """Translates audio files, searching as the model's generation configuration says.
+
+    Args:
+        model_or_path, audio_files, batch_size: as `transcribe` takes them.
+
+    Returns:
+        One sentence a file, in the order given.
+
+    Raises:
+        InputError: a file cannot be read (it is named), or the model does not translate.
+    """
+    model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
+    if not isinstance(model, Translator):
+        raise InputError("translate needs a speech encoder-decoder; this model has a head, and no decoder.")
+
+    def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
+        written = model(audio, lengths)
+        rows = zip(np.asarray(written.tokens), np.asarray(written.lengths), strict=True)
+        return to_sentences(model.tokenizer, [tokens[:count] for tokens, count in rows])
+
+    return _in_batches(text_of, audio_files, batch_size)
+
+
+def _in_batches(
+    text_of: Callable[[np.ndarray, np.ndarray], list[str]],
+    audio_files: str | Path | bytes | Iterable[str | Path | bytes],
+    batch_size: int,
+) -> list[str]:
+    """`text_of(audio, audio_lengths)` of all files, in their order; files of about one length go together."""
     if isinstance(audio_files, (str, Path, bytes)):
         audio_files = [audio_files]
     waveforms = [_read(file) for file in audio_files]
@@ -48,9 +94,8 @@ def transcribe(
     order = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i]))
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        for index, text in zip(
-            chosen, _transcribe_batch(model, [waveforms[i] for i in chosen], batch_size), strict=True
-        ):
+        written = text_of(*_padded([waveforms[i] for i in chosen], batch_size))
+        for index, text in zip(chosen, written[: len(chosen)], strict=True):
             texts[index] = text
     return texts
 
@@ -63,7 +108,8 @@ def _read(file: str | Path | bytes) -> np.ndarray:
         raise InputError(f"{name}: {error}") from error
 
 
-def _transcribe_batch(model: Model, waveforms: list[np.ndarray], rows: int) -> list[str]:
+def _padded(waveforms: list[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`[rows, samples]` audio in whole seconds, and `[rows]` lengths; rows past the waveforms are empty."""
     longest = max(len(waveform) for waveform in waveforms)
     # Float files stay float, as in training and scoring: rounding them would cost quiet ones most of their bits.
     dtype = np.dtype(np.float32 if any(waveform.dtype == np.float32 for waveform in waveforms) else np.int16)
@@ -71,7 +117,4 @@ def _transcribe_batch(model: Model, waveforms: list[np.ndarray], rows: int) -> l
     for row, waveform in enumerate(waveforms):
         padded[row, : len(waveform)] = as_type(waveform, dtype)
     lengths = np.array([len(waveform) for waveform in waveforms] + [0] * (rows - len(waveforms)), np.int32)
-    output = model(padded, lengths)
-    ids = np.asarray(output.logits).argmax(axis=-1)
-    frames = np.asarray(output.logit_lengths)
-    return to_text(model.tokenizer, collapse(ids, frames, model.config.pad_token_id)[: len(waveforms)])
+    return padded, lengths

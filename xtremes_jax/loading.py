@@ -1,8 +1,6 @@
-"""Models from disk or from the hub: weights, configuration, tokenizer and class names, put together."""
+"""Fine-tuned models ready for use, from disk or from the hub: weights, configuration, tokenizer and class names."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,94 +11,21 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
-from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.data.subwords import load_subword_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
-    PRESETS,
+    Generated,
+    GenerationConfig,
     ModelConfig,
     ModelOutput,
-    Report,
+    TranslationConfig,
     abstract_model,
-    build_model,
-    flatten_params,
-    from_huggingface,
+    generate,
     merge,
     split_params,
     unflatten_params,
 )
-from xtremes_jax.models.weights import read_json_object, read_tensors
-from xtremes_jax.tasks import nearest
-
-
-@dataclass(frozen=True)
-class StartingPoint:
-    """What a run starts from, before its own head and regularisation are set."""
-
-    source: str
-    """Hub id, directory, or the preset or config.json of random weights."""
-    directory: Path | None
-    """Where the checkpoint lies; None for random weights."""
-    config: dict[str, Any]
-    """Contents of the checkpoint's config.json."""
-    preprocessor: dict[str, Any]
-
-    @property
-    def label_names(self) -> list[str]:
-        """Names of the checkpoint's classes by class id; empty if it names none."""
-        labels = self.config.get("id2label") or {}
-        return [str(labels[key]) for key in sorted(labels, key=int)]
-
-
-def starting_point(model: ModelArguments, *, token: str | None = None) -> StartingPoint:
-    """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
-
-    Raises:
-        InputError: it is not there, is of another architecture, or its files are damaged.
-    """
-    config_name, source = model.config_name, model.model_name_or_path
-    if source is not None:
-        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token)
-        return StartingPoint(source, directory, hub.read_config(directory), hub.read_preprocessor(directory))
-    path = Path(config_name)
-    if path.is_dir():
-        config = hub.read_config(path)
-    elif path.suffix == ".json":
-        config = read_json_object(path)
-    elif config_name in PRESETS:
-        config = PRESETS[config_name].to_huggingface()
-    else:
-        raise InputError(
-            f"--config_name {config_name} is neither a config.json nor a preset{nearest(config_name, PRESETS)} "
-            f"Presets: {', '.join(PRESETS)}."
-        )
-    # As published models have it: those with a group norm were trained without attention mask.
-    masked = config.get("feat_extract_norm", "group") == "layer"
-    preprocessor = {"do_normalize": True, "return_attention_mask": masked, "sampling_rate": SAMPLE_RATE}
-    return StartingPoint(config_name, None, config, preprocessor)
-
-
-def configure(start: StartingPoint, head: str, changes: Mapping[str, Any]) -> ModelConfig:
-    """The architecture of a starting point with a head, and with the fields of `changes` set (None leaves a field)."""
-    config = ModelConfig.from_huggingface(
-        start.config, head=head, normalize_waveform=bool(start.preprocessor.get("do_normalize", True))
-    )
-    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-
-
-def initial_params(
-    start: StartingPoint, config: ModelConfig, *, seed: int, replace_head: bool
-) -> tuple[dict[str, np.ndarray], Report | None]:
-    """Parameters by dotted name (float32, on the host), and what of the checkpoint did not match.
-
-    Args:
-        seed: for whatever is drawn anew.
-        replace_head: draw a new head where the checkpoint's has another number of labels, instead of refusing it.
-    """
-    if start.directory is None:
-        _, params = split_params(jax.jit(lambda: build_model(config, seed=jax.random.key(seed)))())
-        return {name: np.asarray(value) for name, value in flatten_params(params).items()}, None
-    params, report = from_huggingface(read_tensors(start.directory), config, seed=seed, replace_head=replace_head)
-    return flatten_params(params), report
+from xtremes_jax.starting import StartingPoint, configure_translator, generation_config, initial_params, starting_point
 
 
 class Model:
@@ -108,8 +33,8 @@ class Model:
 
     Attributes:
         config: the architecture.
-        tokenizer: of a CTC model; None for classification.
-        label_names: of a classification model, by class id; None for CTC.
+        tokenizer: of a CTC model, else None.
+        label_names: of a classification model, by class id, else None.
     """
 
     def __init__(self, graphdef, params, config: ModelConfig, *, tokenizer=None, label_names=None):
@@ -130,27 +55,71 @@ class Model:
             audio_lengths: `[batch]` valid samples of each row; each clip then gives what it gives alone. None: all are.
 
         Returns:
-            `.logits`: `[batch, frames, vocabulary]` (CTC) or `[batch, classes]`, float32; `.logit_lengths`: `[batch]`
-            valid frames for CTC, else None.
+            `.logits`: `[batch, frames, vocabulary]` (CTC), `[batch, classes]` (classification) or `[batch, embedding]`
+            of length 1 (retrieval), float32; `.logit_lengths`: `[batch]` valid frames for CTC, else None.
 
         Raises:
             InputError: `audio` is not two-dimensional, is of another dtype, or is too short for one frame.
         """
-        audio = np.asarray(audio) if not isinstance(audio, jax.Array) else audio
-        if audio.ndim != 2:
-            raise InputError(f"audio must have the axes [batch, samples]; its shape is {tuple(audio.shape)}.")
-        if audio.dtype == np.float64:
-            audio = audio.astype(np.float32)
-        if audio.dtype not in (np.int16, np.float32):
-            raise InputError(f"audio must be int16 or float32, not {audio.dtype}.")
-        lengths = None if audio_lengths is None else jnp.asarray(audio_lengths, jnp.int32)
-        return self._forward(self.params, audio, lengths)
+        return self._forward(self.params, *_checked(audio, audio_lengths))
+
+
+class Translator:
+    """A translation model ready for use: `model(audio, audio_lengths)`.
+
+    Attributes:
+        config: the architecture.
+        tokenizer: of the decoder.
+        generation: how a translation is searched for; `dataclasses.replace` it for other beams or lengths.
+    """
+
+    def __init__(self, graphdef, params, config: TranslationConfig, *, tokenizer, generation: GenerationConfig):
+        self.graphdef, self.params, self.config = graphdef, params, config
+        self.tokenizer, self.generation = tokenizer, generation
+
+    @cached_property
+    def _write(self) -> Callable:
+        graphdef = self.graphdef
+
+        def write(params, audio, lengths, generation):
+            return generate(merge(graphdef, params), audio, lengths, generation)
+
+        return jax.jit(write, static_argnums=3)
+
+    def __call__(self, audio, audio_lengths=None) -> Generated:
+        """Translates speech into tokens; compiled once for each shape of `audio`.
+
+        Args:
+            audio, audio_lengths: as `Model` takes them.
+
+        Returns:
+            `.tokens`: `[batch, tokens]` token ids, the start token first; `.lengths`: `[batch]` how many count;
+            `.cut_off`: `[batch]` whether a sentence hit the length limit.
+
+        Raises:
+            InputError: as `Model` raises it.
+        """
+        return self._write(self.params, *_checked(audio, audio_lengths), self.generation)
+
+
+def _checked(audio, audio_lengths) -> tuple[Any, Any]:
+    """Audio that a model takes, and its lengths as int32."""
+    audio = np.asarray(audio) if not isinstance(audio, jax.Array) else audio
+    if audio.ndim != 2:
+        raise InputError(f"audio must have the axes [batch, samples]; its shape is {tuple(audio.shape)}.")
+    if audio.dtype == np.float64:
+        audio = audio.astype(np.float32)
+    if audio.dtype not in (np.int16, np.float32):
+        raise InputError(f"audio must be int16 or float32, not {audio.dtype}.")
+    return audio, None if audio_lengths is None else jnp.asarray(audio_lengths, jnp.int32)
 
 
 def load_model(
     path_or_id: str | Path, *, dtype: Any = jnp.float32, cache_dir: str | None = None, token: str | None = None
-) -> Model:
+) -> Model | Translator:
     """Loads a fine-tuned wav2vec 2.0 / XLS-R model from a directory or the Hugging Face hub.
+
+    A speech encoder-decoder is returned as a `Translator`, any other model as a `Model`.
 
     Args:
         path_or_id: a Transformers directory (a run's output directory is one) or a hub id.
@@ -160,20 +129,39 @@ def load_model(
     Raises:
         InputError: there is no such model, it is of another architecture, or it has no fine-tuned head.
     """
-    start = starting_point(ModelArguments(model_name_or_path=str(path_or_id), cache_dir=cache_dir), token=token)
+    start = starting_point(
+        ModelArguments(model_name_or_path=str(path_or_id), cache_dir=cache_dir), translation=None, token=token
+    )
+    if start.is_joint:
+        return _load_translator(start, dtype)
     config = ModelConfig.from_huggingface(
         start.config, normalize_waveform=bool(start.preprocessor.get("do_normalize", True))
     )
     if config.head is None:
         raise InputError(
-            f"{path_or_id} has no head for recognition or classification (architectures: "
+            f"{path_or_id} has no head for recognition, classification or retrieval (architectures: "
             f"{start.config.get('architectures')}). Fine-tune it first: python -m xtremes_jax.train --help."
         )
-    params, report = initial_params(start, config, seed=0, replace_head=False)
-    if report is not None and report.new_head:
-        raise InputError(f"{path_or_id} holds no weights for its head: {', '.join(report.new_head)} are missing.")
-    graphdef, _ = split_params(abstract_model(config, dtype=dtype))
+    graphdef, params = _ready(start, config, dtype)
     tokenizer = hub.load_tokenizer(start.directory) if config.head == "ctc" else None
     names = (start.label_names or None) if config.head == "classification" else None
-    nested = jax.tree.map(jnp.asarray, unflatten_params(params))
-    return Model(graphdef, nested, config, tokenizer=tokenizer, label_names=names)
+    return Model(graphdef, params, config, tokenizer=tokenizer, label_names=names)
+
+
+def _ready(start: StartingPoint, config: ModelConfig | TranslationConfig, dtype: Any) -> tuple[Any, Any]:
+    """Structure and parameters of a checkpoint that is complete."""
+    params, report = initial_params(start, config, seed=0, replace_head=False)
+    if report is not None and report.new_head:
+        raise InputError(f"{start.source} holds no weights for its head: {', '.join(report.new_head)} are missing.")
+    graphdef, _ = split_params(abstract_model(config, dtype=dtype))
+    return graphdef, jax.tree.map(jnp.asarray, unflatten_params(params))
+
+
+def _load_translator(start: StartingPoint, dtype: Any) -> Translator:
+    config = configure_translator(start, {}, {})
+    tokenizer = load_subword_tokenizer(start.directory)
+    if tokenizer is None:
+        raise InputError(f"{start.source} holds no tokenizer, so what it writes cannot be read.")
+    graphdef, params = _ready(start, config, dtype)
+    generation = generation_config(start, config, tokenizer)
+    return Translator(graphdef, params, config, tokenizer=tokenizer, generation=generation)

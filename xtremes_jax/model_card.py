@@ -16,8 +16,32 @@ _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
     "resume_from_checkpoint".split()
 )
+_PIPELINE_TAGS = {
+    "ctc": "automatic-speech-recognition",
+    "classification": "audio-classification",
+    "retrieval": "feature-extraction",
+    "translation": "automatic-speech-recognition",  # also of speech encoder-decoders that write another language
+}
+_USE_OF_EMBEDDINGS = """## Use
+
+```python
+import xtremes_jax
+
+model = xtremes_jax.load_model("PATH_OR_ID")
+embeddings = model(audio, audio_lengths).logits  # [batch, embedding], of length 1; their products are cosines
+```
+
+In Transformers it is a `Wav2Vec2ForSequenceClassification`: its logits, divided by their norm, are the embeddings."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+_WHAT = {
+    "ctc": "A wav2vec 2.0 model for speech recognition",
+    "classification": "A wav2vec 2.0 model for audio classification",
+    "translation": "A wav2vec 2.0 encoder and an mBART decoder for speech translation into English",
+    "retrieval": "A wav2vec 2.0 model for speech retrieval",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class CardFacts:
     """
 
     model_name: str
-    kind: Literal["ctc", "classification"]
+    kind: Literal["ctc", "classification", "translation", "retrieval"]
     task: str
     dataset_name: str
     dataset_config_name: str
@@ -39,6 +63,9 @@ class CardFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     per_language: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     base_model: str | None = None
+    """What the run started from; for translation the encoder, or both halves in one."""
+    decoder_model: str | None = None
+    """The decoder that was joined to the encoder, if it was pretrained."""
     synthetic: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +88,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    pipeline_tag = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    pipeline_tag = _PIPELINE_TAGS[facts.kind]
     data_name = _data_name(facts)
     results = [
         EvalResult(
@@ -90,11 +117,9 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
-    what = "speech recognition" if facts.kind == "ctc" else "audio classification"
-    origin = f"fine-tuned from `{_public(facts.base_model)}`" if facts.base_model else "trained from random weights"
-    text = (
-        f"# {_public(facts.model_name)}\n\nA wav2vec 2.0 model for {what} (XTREME-S task `{facts.task}`), {origin} on "
-    )
+    parents = [f"`{_public(name)}`" for name in (facts.base_model, facts.decoder_model) if name]
+    origin = f"fine-tuned from {' and '.join(parents)}" if parents else "trained from random weights"
+    text = f"# {_public(facts.model_name)}\n\n{_WHAT[facts.kind]} (XTREME-S task `{facts.task}`), {origin} on "
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.synthetic:
         text += (
@@ -111,12 +136,17 @@ def _results(facts: CardFacts) -> str:
     ]
     rows.append(("**all**", *(f"**{_figure(value)}**" for value in facts.metrics.values())))
     speech = "synthetic speech" if facts.synthetic else "speech"
-    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), as the XTREME-S metric defines them:"
+    how = "as the XTREME-S metric defines them"
+    if facts.kind == "retrieval":
+        how = "every utterance in another language looked for among all keys"
+    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), {how}:"
     return f"## Results\n\n{lead}\n\n" + _table(("language", *names), rows)
 
 
 def _usage(facts: CardFacts) -> str:
-    task = "automatic-speech-recognition" if facts.kind == "ctc" else "audio-classification"
+    task = _PIPELINE_TAGS[facts.kind]
+    if facts.kind == "retrieval":
+        return _USE_OF_EMBEDDINGS
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         f'model = pipeline("{task}", model="PATH_OR_ID")\n'

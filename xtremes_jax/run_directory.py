@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+RECORD = "run.json"
 SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
 _LOCK = ".lock"
@@ -81,7 +82,7 @@ class RunDirectory:
         for folder in (self.checkpoints, self.tensorboard):
             if folder.exists():
                 shutil.rmtree(folder)
-        for pattern in (METRICS, "*_results.json", "*predictions.jsonl", "model*.safetensors*"):
+        for pattern in (METRICS, RECORD, "*_results.json", "*predictions.jsonl", "model*.safetensors*"):
             for path in self.path.glob(pattern):
                 path.unlink()
 

@@ -1,23 +1,36 @@
 """Scoring a prepared split with a network: used during training, after it, and by `xtremes_jax.evaluate`."""
 
+import dataclasses
 import logging
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.data.loader import EvalLoader
+from xtremes_jax.data.prepare import PreparedSplit
+from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.predict import ScoredSplit, predict, score_split
-from xtremes_jax.evaluation.report import write_json, write_jsonl
+from xtremes_jax.evaluation.report import write_arrays, write_json, write_jsonl
+from xtremes_jax.evaluation.retrieval import Clips, score_retrieval
+from xtremes_jax.tasks import is_key_language
 from xtremes_jax.training import sharding
-from xtremes_jax.training.step import make_eval_step
+from xtremes_jax.training.step import make_embed_step, make_eval_step
 
 logger = logging.getLogger(__name__)
+
+
+def make_scorer(arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips) -> "Scorer":
+    """What scores the split of a role ("eval" or "predict"), as the task asks for."""
+    kind = arguments.selection.task.kind
+    return (RetrievalScorer if kind == "retrieval" else Scorer)(arguments, network, corpus, role, skipped)
 
 
 class Scorer:
@@ -34,31 +47,53 @@ class Scorer:
     def __init__(self, arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips):
         self.arguments, self.corpus, self.role = arguments, corpus, role
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
-        self._step = make_eval_step(graphdef=network.graphdef, objective=network.objective, mesh=network.mesh)
-        self._loader = EvalLoader(
-            self.split,
-            batch_size=arguments.training.per_device_eval_batch_size * network.mesh.size,
-            multiple=network.mesh.size,
+        self._step = self._make_step(network)
+        self._loader = self._make_loader(self.split)
+
+    def _make_step(self, network: Network):
+        return make_eval_step(
+            graphdef=network.graphdef,
+            objective=network.objective,
+            mesh=network.mesh,
+            generation=network.generation,
+        )
+
+    def _make_loader(self, split: PreparedSplit) -> EvalLoader:
+        arguments, mesh = self.arguments, self._mesh
+        return EvalLoader(
+            split,
+            batch_size=arguments.training.per_device_eval_batch_size * mesh.size,
+            multiple=mesh.size,
             max_buckets=arguments.data.max_buckets,
             num_workers=arguments.data.dataloader_num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            sharding=sharding.batch_sharding(network.mesh),
+            sharding=sharding.batch_sharding(mesh),
         )
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         """Hypotheses and scores of the split with these parameters."""
-        training, begun = self.arguments.training, time.perf_counter()
+        begun = time.perf_counter()
+        self._audio_seconds = self._padded_seconds = 0.0
+        scored = self._score(trainable, frozen)
+        scored.metrics["runtime"] = time.perf_counter() - begun
+        scored.metrics["padding"] = 1.0 - self._audio_seconds / self._padded_seconds
+        return scored
 
+    def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         def eval_step(batch):
             return self._step(trainable, frozen, batch)
 
-        with jax.set_mesh(self._mesh), console.split_bar(self.role, len(self._loader), training.disable_tqdm) as bar:
-            ids, loss = predict(eval_step, self._batches(), bar.update)
-        scored = score_split(
+        with self._on_devices(self._loader) as bar:
+            predictions = predict(eval_step, self._batches(self._loader), bar.update)
+        if predictions.cut_off:
+            logger.warning(
+                "%s: %d of %d sentences were cut off at --generation_max_length before their end.",
+                self.role, predictions.cut_off, len(predictions.ids),
+            )  # fmt: skip
+        return score_split(
             self.arguments.selection.task,
-            ids,
-            loss,
+            predictions,
             sample_ids=self.split.rows,
             references=self.split.references,
             languages=self.split.languages,
@@ -67,22 +102,76 @@ class Scorer:
             label_names=self.corpus.label_names,
             per_language=self.arguments.data.per_lang_metrics,
         )
-        scored.metrics["runtime"] = time.perf_counter() - begun
-        scored.metrics["padding"] = 1.0 - self._audio_seconds / self._padded_seconds
-        return scored
 
-    def _batches(self):
-        self._audio_seconds = self._padded_seconds = 0.0
-        for loaded in self._loader:
+    @contextmanager
+    def _on_devices(self, loader: EvalLoader):
+        hidden = self.arguments.training.disable_tqdm
+        with jax.set_mesh(self._mesh), console.split_bar(self.role, len(loader), hidden) as bar:
+            yield bar
+
+    def _batches(self, loader: EvalLoader):
+        for loaded in loader:
             self._skipped.add(loaded.skipped)
             self._audio_seconds += loaded.audio_seconds
             self._padded_seconds += loaded.padded_seconds
             yield loaded
 
 
+class RetrievalScorer(Scorer):
+    """Scores a split by searching every query in the whole pool of keys; arguments as of `Scorer`."""
+
+    def _make_step(self, network: Network):
+        return make_embed_step(graphdef=network.graphdef, mesh=network.mesh)
+
+    def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
+        clips = self._embed(self.split, self._loader, trainable, frozen)
+        key_language = self.arguments.data.key_language
+        is_key = np.array([is_key_language(language, key_language) for language in clips.languages], bool)
+        queries, keys = clips.of(np.flatnonzero(~is_key)), clips.of(np.flatnonzero(is_key))
+        extra = self.corpus.distractors
+        if extra is not None:
+            found = self._embed(extra, self._make_loader(extra), trainable, frozen)
+            found = dataclasses.replace(found, sample_ids=[-1] * len(found.names))
+            keys, clips = keys.join(found), clips.join(found)
+        scored = score_retrieval(
+            queries, keys, scale=self._scale(trainable), per_language=self.arguments.data.per_lang_metrics
+        )
+        if self.arguments.data.write_embeddings:
+            scored = dataclasses.replace(scored, arrays=clips.arrays())
+        return scored
+
+    def _scale(self, trainable: dict[str, jax.Array]) -> float:
+        return float(np.exp(np.asarray(jax.device_get(trainable["logit_scale"]))))
+
+    def _embed(self, split: PreparedSplit, loader: EvalLoader, trainable, frozen) -> Clips:
+        """Embeddings of all clips of a split that can be read, in the order of the split."""
+        found: dict[int, np.ndarray] = {}
+        with self._on_devices(loader) as bar:
+            for loaded in self._batches(loader):
+                computed = self._step(trainable, frozen, loaded.batch)
+                embeddings, rows = jax.device_get((computed, loaded.batch.sample_ids))
+                found |= {int(row): embeddings[place] for place, row in enumerate(rows) if row >= 0}
+                bar.update()
+        kept = [index for index, row in enumerate(split.rows) if int(row) in found]
+        if not kept:
+            raise InputError(f"None of split {split.name} could be read. See skipped.jsonl.")
+        return Clips(
+            np.stack([found[int(split.rows[index])] for index in kept]),
+            sentences=[split.references[index] for index in kept],
+            languages=[split.languages[index] for index in kept],
+            names=[split.clip_names[index] for index in kept],
+            sample_ids=[int(split.rows[index]) for index in kept],
+        )
+
+
 def write_scores(directory: Path, role: str, scored: ScoredSplit, predictions_name: str) -> dict[str, Any]:
-    """Writes `<role>_results.json` and the predictions; returns the results with the role before each name."""
+    """Writes `<role>_results.json`, the predictions, and beside them the embeddings if there are any.
+
+    Returns the results with the role before each name.
+    """
     results = {f"{role}_{name}": value for name, value in scored.metrics.items()}
     write_json(directory / f"{role}_results.json", results)
     write_jsonl(directory / predictions_name, scored.predictions)
+    if scored.arrays is not None:
+        write_arrays(directory / predictions_name.replace("predictions.jsonl", "embeddings.npz"), scored.arrays)
     return results

@@ -36,6 +36,10 @@ FLEURS_LANGUAGES = tuple(sorted(language for group in FLEURS_GROUPS.values() for
 """All 102 languages, in the order of the data set's `lang_id` labels."""
 
 
+COVOST2_SOURCES = tuple("fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy".split())
+"""Languages of CoVoST 2 that are translated into English, as the data set spells them."""
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One task of the benchmark."""
@@ -44,16 +48,27 @@ class TaskSpec:
     """The value of `--task`."""
     dataset: str
     """First half of a data set config: `f"{dataset}.{language}"`."""
-    kind: Literal["ctc", "classification"]
-    """The head and the loss: characters by CTC, or one class a clip."""
+    kind: Literal["ctc", "classification", "translation", "retrieval"]
+    """The head and the loss: characters by CTC, one class a clip, the text of a decoder, or embeddings in which a
+    sentence finds its own."""
     target_column: str
     """The column that is predicted unless `--target_column_name` says otherwise."""
     metrics: tuple[str, ...]
-    """Names of the scores the XTREME-S metric returns; the first is the one the benchmark reports."""
+    """Names of the scores the XTREME-S metric returns (it has none for retrieval); the first is the main one."""
     greater_is_better: bool
     """Which way the first metric points."""
     languages: tuple[str, ...]
-    """Languages of the benchmark, as its config names spell them."""
+    """Languages of the benchmark, as its config names spell them; of translation the directions, such as `fr.en`."""
+
+    @property
+    def predicts_text(self) -> bool:
+        """Whether the target is text, and not one class a clip."""
+        return self.kind in ("ctc", "translation")
+
+    @property
+    def family(self) -> str:
+        """What the task is one of, in words: recognition, classification or translation."""
+        return {"ctc": "recognition"}.get(self.kind, self.kind)
 
 
 def _recognition(name: str, dataset: str, languages: str | tuple[str, ...], primary: str = "wer") -> TaskSpec:
@@ -61,6 +76,9 @@ def _recognition(name: str, dataset: str, languages: str | tuple[str, ...], prim
     metrics = ("wer", "cer") if primary == "wer" else ("cer", "wer")
     return TaskSpec(name, dataset, "ctc", "transcription", metrics, False, languages)
 
+
+RETRIEVAL_METRICS = ("p_at_1", "p_at_5", "mrr", "xsim_error")
+"""Precision at 1 and 5, mean reciprocal rank, and the share of wrong matches by margin: see `evaluation/search.py`."""
 
 _MINDS14 = tuple("cs-CZ de-DE en-AU en-GB en-US es-ES fr-FR it-IT ko-KR nl-NL pl-PL pt-PT ru-RU zh-CN".split())
 
@@ -71,19 +89,23 @@ TASKS: dict[str, TaskSpec] = {
         _recognition("voxpopuli", "voxpopuli", "en de fr es pl it ro hu cs nl fi hr sk sl"),
         _recognition("babel", "babel", "as ka lo sw tl"),
         _recognition("fleurs-asr", "fleurs", FLEURS_LANGUAGES, primary="cer"),
+        TaskSpec(
+            "covost2",
+            "covost2",
+            "translation",
+            "translation",
+            ("bleu",),
+            True,
+            tuple(f"{source}.en" for source in COVOST2_SOURCES),
+        ),
         TaskSpec("minds14", "minds14", "classification", "intent_class", ("f1", "accuracy"), True, _MINDS14),
         TaskSpec("fleurs-lang_id", "fleurs", "classification", "lang_id", ("accuracy",), True, FLEURS_LANGUAGES),
+        TaskSpec("fleurs-retrieval", "fleurs", "retrieval", "id", RETRIEVAL_METRICS, True, FLEURS_LANGUAGES),
     )
 }
 """Every task that can be trained and scored, by the name `--task` takes."""
 
-NOT_YET = {
-    "covost2": "speech translation needs a decoder, which this version does not have",
-    "fleurs-retrieval": "speech retrieval needs an embedding head, which this version does not have",
-}
-"""Tasks of the benchmark that are refused, with the reason."""
-
-_TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription"})
+_TEXT_COLUMNS = frozenset({"transcription", "raw_transcription", "english_transcription", "translation"})
 _CLASS_COLUMNS = frozenset({"lang_id", "intent_class", "gender", "lang_group_id"})
 
 
@@ -102,9 +124,12 @@ class Selection:
     Data other than `google/xtreme_s` may hold others: filter by these only if `language` is not "all" or
     `language_group` is set.
     """
-    target_column: str
+    target_column: str | None
+    """None where nothing is predicted: of clips that only enlarge the pool that is searched."""
     language_group: str | None = None
     """The FLEURS group that `languages` was narrowed to, if any."""
+    key_language: str | None = None
+    """Retrieval: the language of the keys, as `is_key_language` takes it; its clips are loaded beside `languages`."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -118,11 +143,29 @@ def nearest_language(language: str, known: Iterable[str]) -> str:
     """Like `nearest`, but a code in another scheme (`fr` for `fr_fr` or `fr-FR`) counts as near."""
 
     def code(name: str) -> str:
-        return name.lower().replace("-", "_").partition("_")[0]
+        return name.lower().replace("-", "_").replace(".", "_").partition("_")[0]
 
     known = list(known)
     same = [name for name in known if code(name) == code(language)]
+    if not same and "." in language:  # directions all end alike, which makes none of them near
+        return "."
     return f": did you mean {' or '.join(same)}?" if same else nearest(language, known)
+
+
+def direction(language: str) -> str:
+    """A direction of CoVoST 2 as XTREME-S spells it: `fr.en` for `fr`, `fr_en` or `fr.en`, `zh-CN.en` for `zh`.
+
+    What is not known as a source language is taken for one, so data of one's own may hold others: `xx` is `xx.en`, and
+    `fr_fr` is `fr_fr.en`. Names of other targets (`en.de`) stay as they are.
+    """
+    source, mark, target = language.rpartition(".")
+    if not mark:
+        first, _, last = language.partition("_")
+        either = "en" in (first.lower(), last.lower())
+        source, target = (first, last) if either and last else (language, "en")
+    plain = {name.lower(): name for name in COVOST2_SOURCES}
+    plain |= {name.partition("-")[0].lower(): name for name in COVOST2_SOURCES}
+    return f"{plain.get(source.lower(), source)}.{target}"
 
 
 def select_task(
@@ -133,11 +176,12 @@ def select_task(
     language_group: str | None = None,
     target_column_name: str | None = None,
     dataset_name: str = XTREME_S,
+    key_language: str = "en",
 ) -> Selection:
     """Work out the task, the languages and the target column from the flags of the same names.
 
     `--task mls --language pl` and `--dataset_config_name mls.pl` say the same; a config name without a language
-    (`voxpopuli`) means all of them. Both FLEURS tasks share their configs and are told apart by the target column.
+    (`voxpopuli`) means all of them. The three FLEURS tasks share their configs and are told apart by the target column.
 
     Raises:
         InputError: the flags contradict each other, leave the task open, or name an unknown task, language or group.
@@ -148,6 +192,10 @@ def select_task(
         raise InputError(
             f"--task {spec.name} does not go with --dataset_config_name {dataset_config_name}: its configs are named "
             f"{spec.dataset}.<language>. Drop one of the two flags."
+        )
+    if spec.kind == "translation":
+        config_language, language = (
+            direction(name) if name not in (None, "all") else name for name in (config_language, language)
         )
     if config_language and language and config_language != language:
         raise InputError(
@@ -170,7 +218,17 @@ def select_task(
         languages=_expand_languages(spec, language, language_group, dataset_name),
         target_column=_target_column(spec, target_column_name),
         language_group=language_group,
+        key_language=key_language if spec.kind == "retrieval" else None,
     )
+
+
+def is_key_language(language: str, key_language: str) -> bool:
+    """Whether utterances in `language` are keys: it is `key_language` (`en_us`) or has this code (`en`)."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("-", "_")
+
+    return plain(key_language) in (plain(language), plain(language).partition("_")[0])
 
 
 def _split_config(config: str | None) -> tuple[str | None, str | None]:
@@ -178,17 +236,17 @@ def _split_config(config: str | None) -> tuple[str | None, str | None]:
     if config is None:
         return None, None
     dataset, _, language = config.partition(".")
-    if dataset not in {spec.dataset for spec in TASKS.values()} | set(NOT_YET):
+    if dataset not in {spec.dataset for spec in TASKS.values()}:
         return None, None
     return dataset, language or "all"
 
 
 def _find_task(task: str | None, dataset: str | None, config: str | None, target: str | None) -> TaskSpec:
-    for name, reason in NOT_YET.items():
-        if name == task or (task is None and name == dataset):
-            raise InputError(f"The task {name} cannot be run: {reason}. Tasks: {', '.join(TASKS)}.")
     if task == "fleurs":
-        raise InputError("--task fleurs is not complete. Use fleurs-asr (recognition) or fleurs-lang_id (language).")
+        raise InputError(
+            "--task fleurs is not complete. Use fleurs-asr (recognition), fleurs-lang_id (language) or "
+            "fleurs-retrieval (retrieval)."
+        )
     if task is not None:
         if task not in TASKS:
             raise InputError(f"--task {task} is unknown{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
@@ -199,14 +257,15 @@ def _find_task(task: str | None, dataset: str | None, config: str | None, target
         raise InputError(f"{given}{hint} Add --task, one of: {', '.join(TASKS)}.")
     fitting = [spec for spec in TASKS.values() if spec.dataset == dataset]
     if len(fitting) > 1:
-        # FLEURS: a text column means recognition, the language column identification; anything else is not a guess.
+        # FLEURS: a text column means recognition, the language column identification, the sentence's id retrieval;
+        # anything else is not a guess.
         fitting = [
             spec for spec in fitting if target == spec.target_column or (spec.kind == "ctc" and target in _TEXT_COLUMNS)
         ]
     if len(fitting) != 1:
         raise InputError(
-            f"--dataset_config_name {config} serves two tasks. Add --task fleurs-asr (recognition) or "
-            "--task fleurs-lang_id (language identification)."
+            f"--dataset_config_name {config} serves three tasks. Add --task fleurs-asr (recognition), "
+            "--task fleurs-lang_id (language identification) or --task fleurs-retrieval (the English utterance)."
         )
     return fitting[0]
 
@@ -232,11 +291,15 @@ def _expand_languages(spec: TaskSpec, language: str, group: str | None, dataset_
 
 
 def _target_column(spec: TaskSpec, column: str | None) -> str:
-    wrong = _CLASS_COLUMNS if spec.kind == "ctc" else _TEXT_COLUMNS
+    wrong, predicts = {
+        "ctc": (_CLASS_COLUMNS, "predicts text"),
+        "translation": (_CLASS_COLUMNS, "predicts text"),
+        "classification": (_TEXT_COLUMNS, "predicts one class a clip"),
+        "retrieval": (_CLASS_COLUMNS | _TEXT_COLUMNS, "needs the ids of sentences"),
+    }[spec.kind]
     if column in wrong:
         raise InputError(
-            f"--target_column_name {column} does not fit --task {spec.name}, which predicts "
-            f"{'text' if spec.kind == 'ctc' else 'one class a clip'} ({spec.target_column}). Drop the flag, or use the "
-            f"task that predicts {column}{': fleurs-lang_id' if column == 'lang_id' else ''}."
+            f"--target_column_name {column} does not fit --task {spec.name}, which {predicts} ({spec.target_column}). "
+            f"Drop the flag, or use the task that predicts {column}{': fleurs-lang_id' if column == 'lang_id' else ''}."
         )
     return column or spec.target_column

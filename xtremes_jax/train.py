@@ -27,9 +27,10 @@ from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
-from xtremes_jax.loading import starting_point
-from xtremes_jax.run_directory import RunDirectory
-from xtremes_jax.scoring import Scorer, write_scores
+from xtremes_jax.run_directory import RECORD, RunDirectory
+from xtremes_jax.run_record import write_record
+from xtremes_jax.scoring import Scorer, make_scorer, write_scores
+from xtremes_jax.starting import starting_point
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
@@ -58,7 +59,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
     with directory, StopRequest() as stop:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
-        start = starting_point(arguments.model, token=training.hub_token)
+        translation = arguments.selection.task.kind == "translation"
+        start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
@@ -66,9 +68,9 @@ def run(arguments: Arguments) -> dict[str, Any]:
 
         # Model: architecture, and parameters on the devices.
         config = model_config(arguments, start, corpus)
-        network = assemble(arguments, start, config)
+        network = assemble(arguments, start, corpus, config)
         scorers = {
-            role: Scorer(arguments, network, corpus, role, skipped)
+            role: make_scorer(arguments, network, corpus, role, skipped)
             for role in ("eval", "predict")
             if role in corpus.splits
         }
@@ -79,6 +81,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
             if training.overwrite_output_dir:
                 directory.clear()
                 results = {}
+            # A record is of a finished run: see score.py.
+            (directory.path / RECORD).unlink(missing_ok=True)
             state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
@@ -86,10 +90,12 @@ def run(arguments: Arguments) -> dict[str, Any]:
             export_run(directory.path, network, arguments, corpus, start)
 
         # Scores of the finished model, its card, and its way to the hub.
+        scored = {}
         for role, scorer in scorers.items():
-            scored = scorer(network.trainable, network.frozen)
-            results |= write_scores(directory.path, role, scored, PREDICTIONS[role])
+            scored[role] = scorer(network.trainable, network.frozen)
+            results |= write_scores(directory.path, role, scored[role], PREDICTIONS[role])
         write_json(directory.path / "all_results.json", results)
+        write_record(directory.path, arguments, corpus, scored)
         if training.do_train:
             write_card(directory.path, arguments, corpus, results, start)
         console.show_results(results, arguments, corpus, directory.path)
@@ -267,7 +273,7 @@ def _labels(corpus: Corpus) -> Any:
 
 _ORDER = (
     "dataset_name dataset_config_name language_group train_split_name max_train_samples max_duration_in_seconds "
-    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed"
+    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed key_language"
 ).split()
 """Flags that, with the rows of a global batch, decide which clips a step gets."""
 
@@ -279,7 +285,7 @@ def _warn_of_another_order(arguments: Arguments, progress: dict[str, Any]) -> No
     def rows(values: dict[str, Any], devices: int) -> int:
         return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * devices
 
-    changed = [name for name in _ORDER if before.get(name) != now[name]]
+    changed = [name for name in _ORDER if before.get(name, now[name]) != now[name]]
     if rows(before, progress["devices"]) != rows(now, jax.device_count()):
         changed.append("the number of clips in a step over all devices")
     if changed:

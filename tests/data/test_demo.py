@@ -13,11 +13,11 @@ import pytest
 import soundfile
 
 from xtremes_jax.data import demo, demo_text, espeak
-from xtremes_jax.data.demo import CONFIG_LANGUAGES, SPLITS, SYNTHETIC_MARKER, Sizes, build_demo
+from xtremes_jax.data.demo import CONFIG_LANGUAGES, SPLITS, SPOKEN, SYNTHETIC_MARKER, Sizes, build_demo
 from xtremes_jax.errors import InputError
 from xtremes_jax.tasks import FLEURS_GROUPS, TASKS
 
-SMALL = Sizes(mls=(4, 1, 2), voxpopuli=(2, 1, 1), fleurs=(3, 1, 2), minds14=(2, 1, 1))
+SMALL = Sizes(mls=(4, 1, 2), voxpopuli=(2, 1, 1), fleurs=(3, 1, 2), minds14=(2, 1, 1), covost2=(3, 1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def contents(folder):
 def test_two_builds_are_equal_to_the_byte(corpus, tmp_path):
     again = build_demo(tmp_path, SMALL)
     first, second = contents(corpus), contents(again)
-    assert list(first) == list(second) and len(first) == 2 + 4 * 6 * 3
+    assert list(first) == list(second) and len(first) == 2 + (4 * 6 + 4) * 3
     assert [name for name in first if first[name] != second[name]] == []
     assert again.name == corpus.name and again != corpus
 
@@ -80,6 +80,7 @@ COLUMNS = {
     "voxpopuli": "id path audio transcription lang_id",
     "fleurs": "id num_samples path audio transcription raw_transcription gender lang_id language lang_group_id",
     "minds14": "path audio transcription english_transcription intent_class lang_id",
+    "covost2": "path audio transcription translation lang_id",
 }
 
 
@@ -130,6 +131,39 @@ def test_fleurs_sentences_are_shared_across_languages(corpus):
             assert Path(row["path"]).name.startswith("mf"[row["gender"]])
 
 
+def test_a_sentence_to_be_found_is_spoken_in_english_and_in_every_other_language(corpus):
+    """What retrieval needs in each split: one utterance of a sentence in every language, English among them."""
+    for split, count in zip(SPLITS, SMALL.fleurs, strict=True):
+        table = rows(corpus, "fleurs.all", split)
+        names = table.features["lang_id"].names
+        speakers = {}
+        for row in table:
+            speakers.setdefault(row["id"], []).append(names[row["lang_id"]])
+        assert len(speakers) == count and all(
+            sorted(who) == sorted(CONFIG_LANGUAGES["fleurs"]) for who in speakers.values()
+        )
+
+
+def test_translations_are_the_same_sentence_in_english(corpus):
+    seen = set()
+    for split, count in zip(SPLITS, SMALL.covost2, strict=True):
+        table = rows(corpus, "covost2.all", split)
+        names = table.features["lang_id"].names
+        assert len(table) == 4 * count
+        english = demo_text.parallel_sentences("en")
+        for row in table:
+            spoken = demo_text.parallel_sentences(names[row["lang_id"]].removesuffix(".en"))
+            assert spoken.index(row["transcription"]) == english.index(row["translation"])
+        by_direction = {name: [] for name in CONFIG_LANGUAGES["covost2"]}
+        for row in table:
+            by_direction[names[row["lang_id"]]].append(row["translation"])
+        assert len({tuple(texts) for texts in by_direction.values()}) == 1, "every sentence in every language"
+        seen |= set(table["translation"])
+        heard = {english[number] for number in rows(corpus, "fleurs.all", split)["id"]}
+        assert not heard & set(table["translation"])
+    assert len(seen) == sum(SMALL.covost2)
+
+
 def test_intents(corpus):
     for split, count in zip(SPLITS, SMALL.minds14, strict=True):
         table = rows(corpus, "minds14.all", split)
@@ -141,12 +175,17 @@ def test_intents(corpus):
         assert all(row["transcription"] == row["english_transcription"] for row in english)
 
 
+def test_covost2_comes_last_so_that_the_voices_of_all_else_stay_as_they_were():
+    order = [dataset for dataset, *_ in demo._rows("es", SMALL)]
+    assert list(dict.fromkeys(order)) == ["mls", "voxpopuli", "fleurs", "minds14", "covost2"]
+
+
 @pytest.mark.parametrize("language", demo_text.LANGUAGES)
 def test_at_full_size_every_test_sentence_is_new_and_made_of_known_words(language):
     texts = {}
     for dataset, split, _, row in demo._rows(language, Sizes()):
         texts.setdefault((dataset, split), []).append(row["transcription"])
-    for dataset in CONFIG_LANGUAGES:
+    for dataset in (name for name, spoken in SPOKEN.items() if language in spoken):
         train, validation, test = (texts[dataset, split] for split in SPLITS)
         assert len({*train, *validation, *test}) == len(train) + len(validation) + len(test)
         words = {word for text in train for word in text.split()}

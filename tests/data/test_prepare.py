@@ -20,6 +20,7 @@ from xtremes_jax.data.collate import Reader, Schedule
 from xtremes_jax.data.durations import read_durations
 from xtremes_jax.data.prepare import SkippedClip, check_skipped, prepare, write_skipped
 from xtremes_jax.data.sources import RawSplit
+from xtremes_jax.data.subwords import encode_targets, learn_tokenizer
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary
 from xtremes_jax.errors import InputError
 
@@ -380,3 +381,46 @@ def test_progress_bar_can_be_turned_off(tmp_path, capsys):
     for show in (False, True):
         read_durations(split_of([(sound(1), "t")]), cache_dir=tmp_path / str(show), show_progress=show)
         assert ("durations" in capsys.readouterr().err) == show
+
+
+def test_translations_end_with_the_end_token_and_need_no_frame_for_each(run, caplog):
+    tokenizer = learn_tokenizer(["the red boat", "a cat sees the river", "bread"], vocab_size=22)
+    texts = ["The red, boat!", None, "A cat sees the river.", " .", "the ñ boat", "a"]
+    clips = [(sound(0.1 + 0.05 * row), text) for row, text in enumerate(texts)]
+    raw = split_of([*clips, (sound(0.02), "a boat")], target="translation")
+    with caplog.at_level("WARNING"):
+        got = run(raw, "translation", tokenizer=tokenizer, chars_to_ignore=list(",!."))
+    assert got.rows.tolist() == [0, 2, 4, 5] and got.references == [
+        "the red boat",
+        "a cat sees the river",
+        "the ñ boat",
+        "a",
+    ]
+    for labels, expected in zip(got.labels, encode_targets(tokenizer, got.references)[0], strict=True):
+        np.testing.assert_array_equal(labels, expected)
+        assert labels.dtype == np.int32 and labels[-1] == tokenizer.eos_token_id
+    # 0.2 s are 9 frames, fewer than the labels: no alignment is needed.
+    assert len(got.labels[1]) > num_frames(3200) and got.has_loss.all()
+    assert got.unknown_characters == {"ñ": 1} and "1 characters of the targets" in caplog.text
+    assert {clip.sample_id: clip.reason for clip in got.skipped} == {
+        1: "it has no translation: column translation is null",
+        3: "its translation ' .' is empty after --chars_to_ignore",
+        6: "its audio is too short for a single frame of the encoder",
+    }
+    scored = run(raw, "translation", tokenizer=tokenizer, chars_to_ignore=list(",!."), purpose="score")
+    assert scored.rows.tolist() == [0, 2, 4, 5, 6] and scored.has_loss.tolist() == [True] * 4 + [False]
+
+
+def test_translations_longer_than_the_decoder(run):
+    tokenizer = learn_tokenizer(["abc def"], vocab_size=12)
+    raw = split_of(
+        [(sound(0.3), "a b"), (sound(0.3), "fed cab fed cab fed"), (sound(0.3), "abc")], target="translation"
+    )
+    sizes = [len(labels) for labels in run(raw, "translation", tokenizer=tokenizer).labels]
+    most = max(sizes[0], sizes[2])
+    got = run(raw, "translation", tokenizer=tokenizer, max_target_length=most)
+    assert got.rows.tolist() == [0, 2] and sizes[1] > most
+    assert got.skipped[0].reason == f"its translation has {sizes[1]} tokens, the decoder {most} positions"
+    scored = run(raw, "translation", tokenizer=tokenizer, max_target_length=most, purpose="score")
+    assert scored.rows.tolist() == [0, 1, 2] and scored.has_loss.tolist() == [True, False, True]
+    assert scored.labels[1].size == 0 and not scored.skipped

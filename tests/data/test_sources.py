@@ -342,3 +342,54 @@ def test_nothing_imports_torch(corpus):
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+DIRECTIONS = datasets.ClassLabel(names=["es", "fr", "it"])
+
+
+def translated(languages: list[int], kind: datasets.ClassLabel = DIRECTIONS) -> datasets.Dataset:
+    return table(languages, kind, translation=([f"words {row}" for row in range(len(languages))], TEXT))
+
+
+@pytest.mark.parametrize("names", [["es", "fr", "it"], ["es.en", "fr.en", "it.en"]])
+@pytest.mark.parametrize("asked", ["fr", "fr.en", "fr_en"])
+def test_directions_of_one_config(tmp_path, names, asked):
+    """The corpus names the language that is spoken, or the direction; so may the person."""
+    kind = datasets.ClassLabel(names=names)
+    path = write(tmp_path / "corpus", {"covost2.all": {"train": translated([0, 1, 1, 2], kind)}})
+    every = load(path, dataset_config_name="covost2.all")["train"]
+    assert every.languages == ["es.en", "fr.en", "fr.en", "it.en"] and every.label_names is None
+    assert every.target_column == "translation" and every.targets() == [f"words {row}" for row in range(4)]
+    one = load(path, task="covost2", language=asked)["train"]
+    assert one.languages == ["fr.en"] * 2 and one.targets() == ["words 1", "words 2"]
+    with pytest.raises(InputError, match=r"de\.en: no clip .* is in it.*Its languages: es\.en, fr\.en, it\.en"):
+        load(path, task="covost2", language="de")
+
+
+@pytest.mark.parametrize("configs", [("covost2.es.en", "covost2.fr.en"), ("covost2.es", "covost2.fr")])
+def test_directions_in_configs_of_their_own(tmp_path, configs):
+    es, fr = (translated([row] * 2).remove_columns("lang_id") for row in (0, 1))
+    path = write(tmp_path / "corpus", {configs[0]: {"train": es}, configs[1]: {"train": fr}})
+    assert load(path, task="covost2")["train"].languages == ["es.en"] * 2 + ["fr.en"] * 2
+    assert load(path, task="covost2", language="fr")["train"].languages == ["fr.en"] * 2
+    with pytest.raises(InputError, match=r"covost2\.de\.en: no such config.*There are: covost2\.es"):
+        load(path, dataset_config_name="covost2.de.en")
+
+
+def test_a_config_named_after_a_direction_and_a_manifest(tmp_path):
+    path = write(tmp_path / "corpus", {"cy_en": {"train": translated([0, 0]).remove_columns("lang_id")}})
+    assert load(path, task="covost2", dataset_config_name="cy_en")["train"].languages == ["cy.en"] * 2
+    (tmp_path / "a.flac").write_bytes(clip(1))
+    manifest = tmp_path / "clips.tsv"
+    manifest.write_text("path\tsentence\ttranslation\tlocale\na.flac\tun\tone\tfr\na.flac\tdau\ttwo\tcy\n")
+    split = load(manifest, task="covost2")["train"]
+    assert split.languages == ["fr.en", "cy.en"] and split.targets() == ["one", "two"]
+    manifest.write_text("path\tsentence\tlocale\na.flac\tun\tfr\n")
+    with pytest.raises(InputError, match="--target_column_name translation: the manifest .* no such column"):
+        load(manifest, task="covost2")
+
+
+def test_a_table_without_translations_says_what_it_has(tmp_path):
+    path = write(tmp_path / "corpus", {"covost2.all": {"train": table([1, 2])}})
+    with pytest.raises(InputError, match=r"translation: no such column.*Its columns: file, audio, transcription"):
+        load(path, task="covost2")

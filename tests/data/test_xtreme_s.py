@@ -73,6 +73,8 @@ def load(root: Path, splits=("train",), **flags):
         ("mls.en", "parler-tts/mls_eng", "default", (MAIN, CONVERTED), ("9_hours", "1_hours"), ("dev",)),
         ("voxpopuli.sl", "facebook/voxpopuli", "sl", (CONVERTED,), ("train",), ("validation",)),
         ("minds14.zh-CN", "PolyAI/minds14", "zh-CN", (MAIN, CONVERTED), ("train",), ("train",)),
+        ("covost2.fr.en", "fixie-ai/covost2", "fr_en", (MAIN, CONVERTED), ("train",), ("validation",)),
+        ("covost2.zh-CN.en", "fixie-ai/covost2", "zh-CN_en", (MAIN, CONVERTED), ("train",), ("validation",)),
         ("fleurs.yue_hant_hk", "google/fleurs", "yue_hant_hk", (CONVERTED,), ("train",), ("validation",)),
     ],
 )  # fmt: skip
@@ -84,7 +86,7 @@ def test_each_config_has_its_source(config, repository, source, revisions, train
 
 def test_all_languages_of_all_tasks_resolve():
     counts = {dataset: len(languages) for dataset, languages in xtreme_s.LANGUAGES.items()}
-    assert counts == {"mls": 8, "voxpopuli": 14, "minds14": 14, "fleurs": 102}
+    assert counts == {"mls": 8, "voxpopuli": 14, "minds14": 14, "fleurs": 102, "covost2": 21}
     for dataset, languages in xtreme_s.LANGUAGES.items():
         for language in languages:
             resolve(f"{dataset}.{language}")
@@ -236,6 +238,51 @@ def fleurs(language: str, texts: list[str]) -> dict:
         "lang_id": [FLEURS_LANGUAGES.index(language)] * rows, "language": ["Name"] * rows,
         "lang_group_id": [group] * rows,
     }  # fmt: skip
+
+
+def covost2(texts: list[str], **more) -> dict:
+    rows = len(texts)
+    return {
+        "client_id": ["c"] * rows, "file": [f"{text}.mp3" for text in texts],
+        "sentence": [text.title() for text in texts], "translation": [f"{text} in english" for text in texts],
+        "id": [f"id-{text}" for text in texts], **more,
+    }  # fmt: skip
+
+
+def test_covost2_has_the_columns_of_xtreme_s(tmp_path, caplog):
+    root = tmp_path / "fixie-ai/covost2"
+    for split in ("train", "validation", "test"):
+        write(root / f"fr_en/{split}-00000-of-00001.parquet", covost2([f"{split} un", f"{split} deux"]))
+    with caplog.at_level("INFO"):
+        splits = load(tmp_path, ("train", "validation", "test"), task="covost2", language="fr")
+    for name, split in splits.items():
+        assert split.targets() == [f"{name} un in english", f"{name} deux in english"]
+        assert split.languages == ["fr.en", "fr.en"] and split.clip_names == [f"{name} un.mp3", f"{name} deux.mp3"]
+        assert {"path", "audio", "transcription", "translation", "lang_id"} <= set(split.dataset.column_names)
+        assert split.dataset["transcription"][0] == f"{name} un".title() and split.label_names is None
+        assert split.dataset.features["lang_id"].names == list(xtreme_s.LANGUAGES["covost2"])
+        assert soundfile.info(io.BytesIO(split.audio(1))).samplerate == 16_000
+    assert "fixie-ai/covost2, config fr_en, split train; sentence -> transcription, file -> path" in caplog.text
+
+
+def test_covost2_trains_on_its_own_part_where_a_column_tells_it_apart(tmp_path):
+    texts, parts = ["a", "b", "c", "d"], ["train", "dev", "train_covost", "test"]
+    write(tmp_path / "fixie-ai/covost2/cy_en/train-0.parquet", covost2(texts, split=parts))
+    split = load(tmp_path, ("train",), dataset_config_name="covost2.cy.en")["train"]
+    assert split.targets() == ["a in english", "c in english"] and split.languages == ["cy.en"] * 2
+    assert not copies_of_audio(tmp_path)
+
+
+def test_all_directions_are_joined_and_the_missing_ones_named(tmp_path):
+    held = xtreme_s.LANGUAGES["covost2"][:20]
+    for name in held:
+        source = name.removesuffix(".en")
+        write(tmp_path / f"fixie-ai/covost2/{source}_en/validation/0000.parquet", covost2([source]))
+    with pytest.raises(InputError, match=r"1 of 21 languages.*\n.*covost2.cy.en: no parquet files of split validation"):
+        load(tmp_path, ("validation",), dataset_config_name="covost2.all")
+    write(tmp_path / "fixie-ai/covost2/cy_en/validation/0000.parquet", covost2(["cy"] * 2))
+    split = load(tmp_path, ("validation",), dataset_config_name="covost2.all")["validation"]
+    assert split.languages == [*held, "cy.en", "cy.en"] and split.targets()[6] == "zh-CN in english"
 
 
 KINDS = {

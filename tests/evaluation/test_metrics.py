@@ -5,10 +5,19 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtremes_jax.evaluation.metrics import accuracy, character_error_rate, macro_f1, score, word_error_rate
+from xtremes_jax.evaluation.metrics import (
+    BLEU_GROUPS,
+    accuracy,
+    bleu,
+    character_error_rate,
+    macro_f1,
+    score,
+    word_error_rate,
+)
 from xtremes_jax.tasks import TASKS
 
 
@@ -58,7 +67,7 @@ def test_empty_references():
     assert word_error_rate([""], ["a b"]) == 1.0
 
 
-@pytest.mark.parametrize("metric", [word_error_rate, character_error_rate, accuracy, macro_f1])
+@pytest.mark.parametrize("metric", [word_error_rate, character_error_rate, accuracy, macro_f1, bleu])
 def test_nothing_to_score_and_uneven_lists_are_errors(metric):
     with pytest.raises(ValueError, match="no clips"):
         metric([], [])
@@ -111,11 +120,72 @@ def test_languages_have_equal_weight_when_averaged_and_clips_when_pooled():
 
 
 def test_each_task_is_scored_by_its_own_metrics():
+    best = {"ctc": 0.0, "classification": 1.0, "translation": 100.0}
     for name, task in TASKS.items():
-        one = ["a"] if task.kind == "ctc" else [3]
+        if task.kind not in best:  # not scored by predictions beside references
+            continue
+        one = ["a b c d"] if task.predicts_text else [3]
         scores = score(task, one, one, ["xx"], per_language=True)
         assert tuple(scores.average) == task.metrics, name
-        assert set(scores.average.values()) == ({0.0} if task.kind == "ctc" else {1.0})
+        assert list(scores.average.values()) == [pytest.approx(best[task.kind])] * len(task.metrics)
+
+
+def sentences_like(references, rng):
+    """The references with a word left out here and there."""
+    return [" ".join(word for word in text.split() if rng.random() < 0.8) for text in references]
+
+
+WORDS = "the teacher sees a red bicycle near the river and buys fresh bread in the city".split()
+
+
+def test_bleu_is_that_of_sacrebleu_and_of_the_xtreme_s_metric(rng):
+    references = [" ".join(rng.choice(WORDS, rng.integers(4, 15))) + rng.choice(["", ".", ", it's"]) for _ in range(30)]
+    predictions = sentences_like(references, rng)
+    direct = sacrebleu.BLEU().corpus_score(predictions, [references]).score
+    # As `evaluate`'s metric calls it.
+    called = sacrebleu.corpus_bleu(
+        predictions, [references], smooth_method="exp", smooth_value=None, force=False, lowercase=False,
+        use_effective_order=False,
+    ).score  # fmt: skip
+    assert 1 < bleu(predictions, references) == direct == called < 99
+    # Brevity penalty alone: every n-gram of the prediction is in the reference.
+    assert bleu(["the cat sat on the mat"], ["the cat sat on the mat today again"]) == pytest.approx(
+        100 * math.exp(1 - 8 / 6)
+    )
+    assert bleu(["The cat sat on the mat."], ["the cat sat on the mat."]) < 99, "case is not touched"
+
+
+def test_bleu_by_direction_and_by_group(rng):
+    languages = ["fr.en", "de.en", "zh-CN.en", "sv-SE.en", "xx.en", "en.de"]
+    references = [" ".join(rng.choice(WORDS, 12)) for _ in range(6 * 8)]
+    predictions = sentences_like(references, rng)
+    of = [languages[row % 6] for row in range(6 * 8)]
+    scores = score(TASKS["covost2"], predictions, references, of, per_language=True)
+    alone = {
+        name: sacrebleu.corpus_bleu(predictions[k::6], [references[k::6]]).score for k, name in enumerate(languages)
+    }
+    assert {name: values["bleu"] for name, values in scores.per_language.items()} == alone
+    assert scores.average["bleu"] == pytest.approx(np.mean(list(alone.values())))
+    assert scores.groups == pytest.approx(
+        {
+            "bleu_high": (alone["fr.en"] + alone["de.en"]) / 2,
+            "bleu_mid": alone["zh-CN.en"],
+            "bleu_low": alone["sv-SE.en"],
+        }
+    )
+    assert scores.missing["bleu_high"] == ["es", "ca"] and scores.missing["bleu_mid"] == ["fa", "it", "ru", "pt"]
+    assert len(scores.missing["bleu_low"]) == 11
+    only = score(TASKS["covost2"], predictions[::6], references[::6], of[::6], per_language=True)
+    assert list(only.groups) == ["bleu_high"] and list(only.missing) == ["bleu_high"]
+    pooled = score(TASKS["covost2"], predictions, references, of, per_language=False)
+    assert pooled.average["bleu"] == sacrebleu.corpus_bleu(predictions, [references]).score
+    assert score(TASKS["mls"], ["a"], ["a"], ["fr"], per_language=True).groups == {}
+
+
+def test_the_groups_are_all_of_covost2():
+    codes = [code for codes in BLEU_GROUPS.values() for code in codes]
+    assert [len(codes) for codes in BLEU_GROUPS.values()] == [4, 5, 12]
+    assert sorted(codes) == sorted(name.split(".")[0].split("-")[0] for name in TASKS["covost2"].languages)
 
 
 def test_every_clip_needs_a_language():
@@ -139,8 +209,12 @@ def test_evaluate_metric_returns_the_same_scores(monkeypatch, tmp_path, rng):
         "f1": macro_f1(predictions, references),
         "accuracy": accuracy(predictions, references),
     }
-    with pytest.raises(KeyError, match="fleurs-lang_id"):
-        XtremeS(config_name="fleurs", cache_dir=str(tmp_path))
+    texts = [" ".join(rng.choice(WORDS, 9)) for _ in range(20)]
+    metric = XtremeS(config_name="covost2", cache_dir=str(tmp_path))
+    assert metric.compute(predictions=texts[:10], references=texts[10:]) == {"bleu": bleu(texts[:10], texts[10:])}
+    for name in ("fleurs", "fleurs-retrieval"):
+        with pytest.raises(KeyError, match="fleurs-lang_id"):
+            XtremeS(config_name=name, cache_dir=str(tmp_path))
 
 
 def test_scores_are_finite_on_fresh_input(rng):

@@ -109,7 +109,10 @@ MALFORMED = [
     [
         ({"model_type": "hubert"}, "hubert"),
         ({"model_type": None}, "None"),
-        (MINIMAL | {"add_adapter": True}, "add_adapter.*later"),
+        (
+            MINIMAL | {"add_adapter": True, "architectures": ["Wav2Vec2ForSequenceClassification"]},
+            "add_adapter true.*no sequence classification",
+        ),
         (MINIMAL | {"adapter_attn_dim": 16}, "adapter_attn_dim"),
         (MINIMAL | {"position_embeddings_type": "rotary"}, "position_embeddings_type"),
         (MINIMAL | {"quantization_config": {"bits": 4}}, "quantization_config"),

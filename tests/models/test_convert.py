@@ -1,6 +1,7 @@
 """The table of names: both ways, both spellings, and every refusal."""
 
 import dataclasses
+import json
 
 import jax
 import ml_dtypes
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import flatten_params, from_huggingface, to_huggingface
+from xtremes_jax.models import ModelConfig, flatten_params, from_huggingface, to_huggingface
 
 NORM = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight"
 
@@ -167,3 +168,32 @@ def test_parameters_of_another_configuration_are_refused(config, random_params, 
         to_huggingface(params, dataclasses.replace(config, head="classification"))
     with pytest.raises(InputError, match=r"lm_head.bias has shape \(9,\).*\(10,\)"):
         to_huggingface(params, dataclasses.replace(config, vocab_size=10))
+
+
+def test_a_retrieval_model_is_a_classifier_and_a_temperature_in_its_configuration(tiny_config, random_params, rng):
+    config = tiny_config("layer", "retrieval", logit_scale=3.25)
+    params = random_params(config, rng)
+    flat = flatten_params(params)
+    tensors = to_huggingface(params, config)
+    classifier = tiny_config("layer", "classification")
+    assert tensors.keys() == to_huggingface(random_params(classifier, rng), classifier).keys()
+    back, report = from_huggingface(tensors, config)
+    assert report == type(report)((), (), ())
+    back = flatten_params(back)
+    assert back.pop("logit_scale") == np.float32(3.25) and flat.pop("logit_scale") is not None
+    same(back, flat)
+    with pytest.raises(InputError, match="logit_scale"):
+        to_huggingface({**params, "logit_scale": np.float32(1)}, classifier)
+
+
+def test_a_retrieval_configuration_is_read_back(tiny_config):
+    config = tiny_config("layer", "retrieval", num_labels=24, logit_scale=float(np.float32(2.7182818)))
+    written = config.to_huggingface()
+    assert written["architectures"] == ["Wav2Vec2ForSequenceClassification"]
+    assert (written["xtremes_jax_head"], written["num_labels"]) == ("retrieval", 24) and "id2label" not in written
+    assert ModelConfig.from_huggingface(json.loads(json.dumps(written))) == config
+    # As a starting point for another task it is a checkpoint like any other.
+    assert ModelConfig.from_huggingface(written, head="ctc").head == "ctc"
+    assert "logit_scale" not in tiny_config("layer", "classification").to_huggingface()
+    with pytest.raises(InputError, match="logit_scale"):
+        ModelConfig.from_huggingface(written | {"logit_scale": "warm"})

@@ -1,9 +1,6 @@
 """What the model sends between devices: on eight simulated ones, nothing but summed gradients."""
 
-import os
-import subprocess
-import sys
-import textwrap
+from runs import run_on_eight_devices
 
 EIGHT_DEVICES = """
     import numpy as np, jax, jax.numpy as jnp
@@ -36,17 +33,6 @@ EIGHT_DEVICES = """
     np.testing.assert_allclose(odd, grouped_convolution(x[:3], kernel, 4), rtol=1e-5, atol=1e-5)
     print("agrees")
 """
-
-
-def run_on_eight_devices(script: str) -> str:
-    """Runs a script in a process of its own that sees eight CPU devices; returns what it prints."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_on_eight_devices_nothing_is_gathered():

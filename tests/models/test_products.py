@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xtremes_jax.models.positional import grouped_convolution
-from xtremes_jax.models.products import convolve, multiply, spread
+from xtremes_jax.models.products import compare, convolve, multiply, spread
 
 
 def plain_convolution(x, kernel, stride):
@@ -16,6 +16,7 @@ def plain_convolution(x, kernel, stride):
 CASES = {
     "multiply": (lambda x, w: multiply(x, w, jnp.float32), lambda x, w: x @ w, (3, 7, 5), (5, 4)),
     "multiply rows": (lambda x, w: multiply(x, w, jnp.float32), lambda x, w: x @ w, (7, 5), (5, 4)),
+    "compare": (compare, lambda x, w: x @ w.T, (3, 7, 5), (4, 5)),
     "convolve": (lambda x, w: convolve(x, w, 2), lambda x, w: plain_convolution(x, w, 2), (2, 23, 4), (3, 4, 6)),
     "convolve, one channel": (
         lambda x, w: convolve(x, w, 5), lambda x, w: plain_convolution(x, w, 5), (2, 43, 1), (10, 1, 6)
@@ -45,11 +46,12 @@ def test_float32_gradients_are_those_of_the_plain_product(name, rng):
     ("product", "parameter_shape"),
     [
         (lambda x, w: multiply(x, w, jnp.float16), (3, 2)),
+        (lambda x, w: compare(x, w).astype(jnp.float16), (2, 3)),
         (lambda x, w: convolve(x, w, 1), (2, 3, 2)),
         (lambda x, w: grouped_convolution(x, w, 1), (4, 3, 2)),
         (lambda x, w: x * spread(w, x.shape, x.dtype), (3,)),
     ],
-    ids=["multiply", "convolve", "grouped_convolution", "spread"],
+    ids=["multiply", "compare", "convolve", "grouped_convolution", "spread"],
 )
 def test_sums_beyond_float16_stay_finite(product, parameter_shape, rng):
     x = jnp.asarray(rng.uniform(8, 10, (2, 500, 3)), jnp.float16)

@@ -31,12 +31,14 @@ CASES = [
     (layout, head, weighted)
     for layout in ("layer", "group")
     for head, weighted in (("ctc", False), ("classification", False), ("classification", True))
-]
+] + [("layer", "retrieval", False)]
 
 
 def torch_model(config, params):
     """The same model in PyTorch, in evaluation mode."""
-    names = {"ctc": "Wav2Vec2ForCTC", "classification": "Wav2Vec2ForSequenceClassification"}
+    names = {"ctc": "Wav2Vec2ForCTC"} | dict.fromkeys(
+        ("classification", "retrieval"), "Wav2Vec2ForSequenceClassification"
+    )
     built = getattr(transformers, names[config.head])(transformers.Wav2Vec2Config(**config.to_huggingface())).eval()
     tensors = {name: torch.from_numpy(array.copy()) for name, array in to_huggingface(params, config).items()}
     built.load_state_dict(tensors, strict=True)
@@ -80,6 +82,8 @@ def test_logits_and_gradients(layout, head, weighted, tiny_config, random_params
     # PyTorch's group norm takes padding into its statistics, so those models are only compared clip by clip.
     for padded in (True, False) if layout == "layer" else (False,):
         theirs = torch_logits(model, audio, padded)
+        if head == "retrieval":
+            theirs = [logits / logits.norm() for logits in theirs]
         for row, count in enumerate(frames):
             valid = slice(count) if head == "ctc" else slice(None)
             np.testing.assert_allclose(logits[row][valid], theirs[row][valid].detach(), atol=1e-4)

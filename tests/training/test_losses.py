@@ -153,3 +153,57 @@ def test_cross_entropy_closed_form(rng):
     expected = -sum(np.log(shifted[i, labels[i, 0]] / shifted[i].sum()) for i in range(3))
     value = losses.classification_loss_sum(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weight))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def translation(*arrays, smoothing):
+    """`translation_loss_sum` of NumPy arrays."""
+    return losses.translation_loss_sum(*[jnp.asarray(array) for array in arrays], smoothing=smoothing)
+
+
+def count(*arrays):
+    """`translation_loss_weight` of NumPy arrays."""
+    return losses.translation_loss_weight(*[jnp.asarray(array) for array in arrays])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_translation_loss_is_the_trainers(smoothing, rng):
+    torch = pytest.importorskip("torch")
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    logits = (3 * rng.standard_normal((4, 6, 11))).astype(np.float32)
+    lengths, weight = np.array([6, 2, 4, 0], np.int32), np.array([1, 1, 0, 0], np.float32)
+    labels = rng.integers(0, 11, (4, 6)).astype(np.int32)
+
+    def loss(logits):
+        total = translation(logits, labels, lengths, weight, smoothing=smoothing)
+        return total / count(lengths, weight)
+
+    ours, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+    counts = (np.arange(6) < lengths[:, None]) & (weight > 0)[:, None]
+    theirs = torch.from_numpy(logits).requires_grad_()
+    targets = torch.from_numpy(np.where(counts, labels, -100)).long()
+    expected = LabelSmoother(epsilon=smoothing)({"logits": theirs}, targets)
+    expected.backward()
+    np.testing.assert_allclose(ours, expected.detach(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, theirs.grad, atol=1e-6)
+
+
+def test_translation_loss_by_hand():
+    logits = np.log(np.array([[[1, 2, 1], [3, 1, 4], [1e30, 1, 1]]], np.float32))
+    labels, lengths, weight = np.array([[1, 2, 0]], np.int32), np.array([2], np.int32), np.array([0.5], np.float32)
+    total = translation(logits, labels, lengths, weight, smoothing=0.0)
+    np.testing.assert_allclose(total, 0.5 * (np.log(4 / 2) + np.log(8 / 4)), rtol=1e-6)
+    assert count(lengths, weight) == 1
+    smoothed = translation(logits, labels, lengths, weight, smoothing=0.3)
+    spread = np.mean(np.log([4, 2, 4])) + np.mean(np.log([8 / 3, 8, 2]))
+    np.testing.assert_allclose(smoothed, 0.7 * total + 0.3 * 0.5 * spread, rtol=1e-6)
+
+
+def test_translation_losses_of_micro_batches_add_up(rng):
+    logits = rng.standard_normal((4, 3, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, (4, 3)).astype(np.int32)
+    lengths, weight = np.array([3, 1, 2, 3], np.int32), np.ones(4, np.float32)
+    parts = [slice(0, 1), slice(1, 4)]
+    sums = [translation(logits[p], labels[p], lengths[p], weight[p], smoothing=0.1) for p in parts]
+    np.testing.assert_allclose(sum(sums), translation(logits, labels, lengths, weight, smoothing=0.1), rtol=1e-6)
+    assert sum(float(count(lengths[p], weight[p])) for p in parts) == 9

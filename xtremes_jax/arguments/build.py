@@ -30,9 +30,11 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     checks.check_model(model, training, given)
     checks.check_data(data, given)
     selection = _select(data)
+    checks.check_translation(model, training, selection, given)
     training = _complete(training, selection)
     checks.check_best_model(training, selection, given)
     arguments = Arguments(model, _name_selection(data, selection), training, selection)
+    checks.check_retrieval(arguments, given)
     notes = checks.find_idle(arguments, given) + _warn_direction(training, selection, given)
     return dataclasses.replace(arguments, notes=notes)
 
@@ -60,7 +62,9 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> Arguments:
         raise InputError("There is no model to score. Add --model_name_or_path with a directory or a hub id.")
     checks.check_training(training, given)
     selection = _select(data)
+    checks.check_translation(model, training, selection, given)
     arguments = Arguments(model, _name_selection(data, selection), _complete(training, selection), selection)
+    checks.check_retrieval(arguments, given)
     return dataclasses.replace(arguments, notes=checks.find_idle(arguments, given))
 
 
@@ -80,6 +84,7 @@ def _select(data: DataArguments) -> Selection:
         language_group=data.language_group,
         target_column_name=data.target_column_name,
         dataset_name=data.dataset_name,
+        key_language=data.key_language,
     )
 
 
@@ -114,8 +119,9 @@ def _complete(training: TrainingArguments, selection: Selection) -> TrainingArgu
 
 
 def _points_up(metric: str, selection: Selection) -> bool:
-    """Whether more of a metric is better: error rates and the loss fall, accuracy and F1 rise."""
-    return metric in selection.task.metrics and selection.task.greater_is_better
+    """Whether more of a metric is better: error rates and the loss fall, accuracy, F1 and precision rise."""
+    rises = selection.task.greater_is_better and not metric.endswith("_error")
+    return metric in selection.task.metrics and rises
 
 
 def _warn_direction(training: TrainingArguments, selection: Selection, given: Given) -> tuple[str, ...]:

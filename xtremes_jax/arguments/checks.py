@@ -109,6 +109,73 @@ def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
         )
 
 
+def check_translation(model: ModelArguments, training: TrainingArguments, selection: Selection, given: Given) -> None:
+    """One decoder at most, and what only translation can honour in translation alone.
+
+    Whether the model that is named brings a decoder of its own is known when its config.json is read.
+    """
+    if model.decoder_name_or_path is not None and model.decoder_config_name is not None:
+        raise InputError(
+            f"{given.source('decoder_name_or_path')} (pretrained weights) and {given.source('decoder_config_name')} "
+            "(random weights) exclude each other. Drop one of the two."
+        )
+    if selection.task.kind == "translation":
+        if training.predict_with_generate is False:
+            raise InputError(
+                f"{given.source('predict_with_generate')} false leaves nothing to score: BLEU is of what the model "
+                "writes. Drop it, or leave out --do_eval, --do_predict and --eval_strategy."
+            )
+        if model.config_name is not None and model.decoder_name_or_path is None and model.decoder_config_name is None:
+            raise InputError(
+                f"{selection.task.name} needs a decoder, and {given.source('config_name')} gives an encoder alone. Add "
+                "--decoder_name_or_path (pretrained weights) or --decoder_config_name (random ones, for example tiny)."
+            )
+    elif training.label_smoothing_factor:
+        raise InputError(
+            f"{given.source('label_smoothing_factor')} is for translation: the losses of {selection.task.name} are not "
+            "smoothed. Drop it."
+        )
+
+
+def check_retrieval(arguments: Arguments, given: Given) -> None:
+    """Flags of retrieval in a task of retrieval alone, and there none that its batches of pairs cannot honour."""
+    model, data, training = arguments.model, arguments.data, arguments.training
+    if arguments.selection.task.kind != "retrieval":
+        for name in given.values:
+            if "retrieval" in FLAGS[name].metadata["needs"]:
+                raise InputError(
+                    f"{given.source(name)} is for retrieval, not for {arguments.selection.task.name}. Drop it, or use "
+                    "--task fleurs-retrieval."
+                )
+        return
+    for name in ("retrieval_margin", "retrieval_negatives"):
+        if name in given.values and model.retrieval_loss != "margin":
+            raise InputError(
+                f"{given.source(name)} belongs to --retrieval_loss margin, but the loss is {model.retrieval_loss}. "
+                "Drop it, or choose the margin loss."
+            )
+    for name in ("distractor_dataset_config_name", "distractor_split_name"):
+        if given.values.get(name) is not None and data.distractor_dataset_name is None:
+            raise InputError(f"{given.source(name)} needs --distractor_dataset_name, the data set that it is part of.")
+    if not training.do_train:
+        return
+    if data.max_batch_seconds is not None:
+        raise InputError(
+            f"{given.source('max_batch_seconds')} would give short utterances more negatives than long ones: retrieval "
+            "has the same number of pairs in every batch. Use --per_device_train_batch_size and --group_by_length."
+        )
+    if data.dataloader_drop_last:
+        raise InputError(
+            f"{given.source('dataloader_drop_last')} cannot be had with retrieval: several batches of an epoch may not "
+            "be full, so that no sentence comes twice in one. Drop it."
+        )
+    if training.per_device_train_batch_size % 2:
+        raise InputError(
+            f"{given.source('per_device_train_batch_size')} {training.per_device_train_batch_size} is odd, and a pair "
+            "for retrieval is two clips. Use an even number."
+        )
+
+
 def check_best_model(training: TrainingArguments, selection: Selection, given: Given) -> None:
     """A metric this task has, and evaluations where checkpoints are written (as Transformers demands)."""
     metric = training.metric_for_best_model
@@ -148,8 +215,15 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "eval": ("without --do_eval", lambda run: run.training.do_eval),
     "predict": ("without --do_predict", lambda run: run.training.do_predict),
     "scores": ("without --do_eval or --do_predict", lambda run: run.training.do_eval or run.training.do_predict),
-    "ctc": ("in a task of classification", lambda run: run.selection.task.kind == "ctc"),
-    "classification": ("in a task of recognition", lambda run: run.selection.task.kind == "classification"),
+    "text": ("in a task of {family}", lambda run: run.selection.task.predicts_text),
+    "ctc": ("in a task of {family}", lambda run: run.selection.task.kind == "ctc"),
+    "translation": ("in a task of {family}", lambda run: run.selection.task.kind == "translation"),
+    "own_decoder": (
+        "where the decoder brings its vocabulary",
+        lambda run: run.model.decoder_config_name is not None,
+    ),
+    "pooled": ("in a task of {family}", lambda run: run.selection.task.kind in ("classification", "retrieval")),
+    "retrieval": ("in a task of {family}", lambda run: run.selection.task.kind == "retrieval"),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
     "batch_size": (
         "beside --max_batch_seconds, which groups clips by length",
@@ -174,7 +248,8 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "tensorboard": ("without --report_to tensorboard", lambda run: bool(run.training.report_to)),
     "push": ("without --push_to_hub", lambda run: run.training.push_to_hub),
 }
-"""Words of `flag(needs=...)` -> how a note says that the run lacks it, and whether a run has it."""
+"""Words of `flag(needs=...)` -> how a note says that the run lacks it, and whether a run has it; `{family}` stands for
+what the run's task is one of."""
 
 
 def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
@@ -188,7 +263,8 @@ def find_idle(arguments: Arguments, given: Given) -> tuple[str, ...]:
     for name, value in given.values.items():
         lacking = [words for words, holds in map(NEEDS.get, FLAGS[name].metadata["needs"]) if not holds(arguments)]
         if lacking and value is not None:
-            idle.setdefault(lacking[0], []).append(given.source(name))
+            words = lacking[0].format(family=arguments.selection.task.family)
+            idle.setdefault(words, []).append(given.source(name))
     return tuple(f"{_listed(names)} no effect {words}." for words, names in idle.items())
 
 

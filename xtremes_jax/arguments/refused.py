@@ -25,7 +25,10 @@ _ONE_PROCESS = (
 )
 _DDP = "it tunes PyTorch's DistributedDataParallel, which is not used: gradients are summed inside the compiled step"
 _LOADER = "it tunes PyTorch's DataLoader, which is not used. See --dataloader_num_workers"
-_GENERATE = "it concerns generated text, as in speech translation, which this version does not have"
+_GENERATION = (
+    "the settings of a generation_config.json are read from the model's directory; --generation_num_beams and "
+    "--generation_max_length change them"
+)
 _WHOLE_PRECISION = "evaluation already computes in the precision that --fp16 or --bf16 sets"
 _TRACKIO = "runs are logged to TensorBoard (--report_to tensorboard) and metrics.jsonl only"
 _TPU = "TPUs are found by JAX without a flag"
@@ -49,7 +52,6 @@ REFUSED: dict[str, Refused] = {
     "optim_args": Refused("AdamW has flags of its own: --adam_beta1, --adam_beta2, --adam_epsilon, --weight_decay"),
     "optim_target_modules": Refused("AdamW updates all parameters; --freeze_feature_encoder exempts the front end"),
     "lr_scheduler_kwargs": Refused("the schedules have no further settings"),
-    "label_smoothing_factor": Refused("neither CTC nor the classifier's loss is smoothed"),
     "neftune_noise_alpha": Refused("it adds noise to embeddings of text, and there are none"),
     "average_tokens_across_devices": Refused(
         "losses are always averaged over the clips of all devices, so a device count changes nothing", ("true",)
@@ -127,10 +129,7 @@ REFUSED: dict[str, Refused] = {
     "include_inputs_for_metrics": Refused(_METRICS),
     "use_legacy_prediction_loop": Refused("there is one loop"),
     "past_index": Refused("the encoder has no memory between batches", ("-1", "none")),
-    "predict_with_generate": Refused(_GENERATE),
-    "generation_max_length": Refused(_GENERATE),
-    "generation_num_beams": Refused(_GENERATE),
-    "generation_config": Refused(_GENERATE),
+    "generation_config": Refused(_GENERATION),
     # Logging.
     "debug": Refused("set JAX_DEBUG_NANS=true to find a value that is not finite"),
     "logging_nan_inf_filter": Refused(

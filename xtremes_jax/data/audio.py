@@ -70,7 +70,7 @@ def probe(source: Source, segment: Segment | None = None) -> AudioInfo:
         start, frames = _span(file, segment)
         # FLAC and MP3 state a length that has nothing to do with the file's size: look whether the end is there.
         if file.format in ("FLAC", "MP3"):
-            file.seek(start + frames - 1)
+            _seek(file, start + frames - 1)
             if len(file.read(1)) != 1:
                 raise InputError(f"it is truncated: {file.frames:,} samples were promised, and the end is missing")
         rate, is_float = file.samplerate, file.subtype in _FLOAT_SUBTYPES
@@ -95,7 +95,7 @@ def decode(source: Source, segment: Segment | None = None) -> np.ndarray:
     """
     with _opened(source) as file:
         start, frames = _span(file, segment)
-        file.seek(start)
+        _seek(file, start)
         samples = np.concatenate([np.empty(0), *_mono_blocks(file, start, frames)])
         is_float = file.subtype in _FLOAT_SUBTYPES
         rate = file.samplerate
@@ -134,6 +134,17 @@ def stored_source(stored: Mapping[str, Any] | None) -> bytes | Path:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
+def _seek(file: soundfile.SoundFile, frame: int) -> None:
+    file.seek(frame)
+    _require_inside(file)
+
+
+def _require_inside(file: soundfile.SoundFile) -> None:
+    """In a damaged MP3, libsndfile may come out past the end; soundfile then asks for an array of negative size."""
+    if file.tell() > file.frames:
+        raise InputError(f"it is corrupt: its header promises {file.frames:,} samples, decoding it leads past them")
+
+
 def _mono_blocks(file: soundfile.SoundFile, start: int, frames: int) -> Iterator[np.ndarray]:
     """`[samples]` float64 pieces: on the scale of int16 for integer and lossy formats, as they are for float files."""
     is_float = file.subtype in _FLOAT_SUBTYPES
@@ -141,6 +152,7 @@ def _mono_blocks(file: soundfile.SoundFile, start: int, frames: int) -> Iterator
     done = 0
     while done < frames:
         wanted = min(frames - done, _BLOCK_SECONDS * file.samplerate)
+        _require_inside(file)
         block = file.read(wanted, dtype=dtype, always_2d=True)
         if is_float:
             _require_finite(block, start + done, file.samplerate)

@@ -6,6 +6,7 @@ A clip that cannot be decoded becomes a filler row (weight 0) and is reported, t
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from typing import Any, NamedTuple
@@ -27,8 +28,10 @@ _RESAMPLER_SLACK = 16
 class Schedule:
     """The planned batch of every global step. Keeps the two plans made last; goes to workers by pickling."""
 
-    def __init__(self, num_samples: np.ndarray, edges: np.ndarray, options: dict[str, Any]):
-        self.num_samples, self._options = num_samples, options
+    def __init__(
+        self, num_samples: np.ndarray, edges: np.ndarray, options: dict[str, Any], planner: Callable = plan_epoch
+    ):
+        self.num_samples, self._options, self._planner = num_samples, options, planner
         self.edges = np.asarray(edges, np.int64)
         self._plans: dict[int, list[PlannedBatch]] = {}
         self._lock = threading.Lock()
@@ -43,7 +46,7 @@ class Schedule:
     def plan(self, epoch: int) -> list[PlannedBatch]:
         with self._lock:
             if epoch not in self._plans:
-                self._plans[epoch] = plan_epoch(self.num_samples, self.edges, epoch=epoch, **self._options)
+                self._plans[epoch] = self._planner(self.num_samples, self.edges, epoch=epoch, **self._options)
                 while len(self._plans) > 2:
                     del self._plans[next(iter(self._plans))]  # the one made first
             return self._plans[epoch]
@@ -75,7 +78,8 @@ class Reader:
         # One type for the run, or a float clip among int16 ones would compile every bucket twice.
         self.dtype = np.dtype(np.float32 if split.is_float else np.int16)
         lengths = [len(labels) for labels in split.labels]
-        self.widths = label_widths(schedule.edges, split.num_samples, lengths)
+        # Clips longer than any bucket are in no pair, so in no batch.
+        self.widths = label_widths(schedule.edges, np.minimum(split.num_samples, schedule.edges[-1]), lengths)
 
     def __getstate__(self) -> dict[str, Any]:
         """Goes to worker processes without what only the main process needs."""

@@ -4,6 +4,9 @@ Sentences of `demo_text.py`, spoken by espeak-ng (`espeak.py`) in several voices
 The result is a directory shaped like a data set repository of the Hugging Face hub: `README.md` with its configs, and
 parquet files with the columns of XTREME-S, so that `datasets.load_dataset(directory, "mls.all")` reads it like any
 other. The file `SYNTHETIC` marks it: whoever shows a result on this corpus says that the speech is synthetic.
+
+A FLEURS `id` is one sentence in all six languages and in the same split, English among them: pairs for retrieval.
+CoVoST 2 has other sentences of that grammar, each in four languages with its English text.
 """
 
 import hashlib
@@ -44,6 +47,8 @@ class Sizes:
     """Sentences, spoken once in every language."""
     minds14: tuple[int, int, int] = (6, 1, 2)
     """For each of the 14 intents."""
+    covost2: tuple[int, int, int] = (150, 15, 25)
+    """Other sentences than those of fleurs, spoken once in every language but English and Polish."""
 
 
 VARIANTS = ("f1", "f2", "f3", "f4", "m1", "m2", "m3", "m7")
@@ -61,9 +66,17 @@ CONFIG_LANGUAGES = {
     "voxpopuli": LANGUAGES,
     "fleurs": ("en_us", "es_419", "fr_fr", "it_it", "de_de", "pl_pl"),
     "minds14": ("en-US", "es-ES", "fr-FR", "it-IT", "de-DE", "pl-PL"),
+    "covost2": ("es.en", "fr.en", "it.en", "de.en"),
 }
-"""Data set -> its names of the languages, in the order of `demo_text.LANGUAGES`."""
-_SAMPLE_RATES = {"mls": 16_000, "voxpopuli": 16_000, "fleurs": 16_000, "minds14": 8_000}
+"""Data set -> its names of the languages, in the order of `SPOKEN`."""
+SPOKEN = {dataset: LANGUAGES for dataset in CONFIG_LANGUAGES} | {"covost2": ("es", "fr", "it", "de")}
+"""Data set -> the languages that are spoken in it; CoVoST 2 has no Polish, and translates into English."""
+_SAMPLE_RATES = {"mls": 16_000, "voxpopuli": 16_000, "fleurs": 16_000, "minds14": 8_000, "covost2": 16_000}
+
+
+def _name(dataset: str, language: str) -> str:
+    """What a data set calls a language of `demo_text.LANGUAGES`."""
+    return CONFIG_LANGUAGES[dataset][SPOKEN[dataset].index(language)]
 
 
 def _features(dataset: str) -> Features:
@@ -75,6 +88,8 @@ def _features(dataset: str) -> Features:
         return Features(path=text, audio=audio, transcription=text, lang_id=lang_id)
     if dataset == "voxpopuli":
         return Features(id=text, path=text, audio=audio, transcription=text, lang_id=lang_id)
+    if dataset == "covost2":
+        return Features(path=text, audio=audio, transcription=text, translation=text, lang_id=lang_id)
     if dataset == "minds14":
         intent = ClassLabel(names=list(INTENTS))
         return Features(path=text, audio=audio, transcription=text, english_transcription=text, intent_class=intent,
@@ -113,13 +128,14 @@ def build_demo(cache_dir: str | Path | None = None, sizes: Sizes = Sizes()) -> P
 
     Returns:
         A directory for `datasets.load_dataset(directory, config, split=split)`, with configs `mls.all`, `mls.es`,
-        `fleurs.all`, `fleurs.es_419`, `voxpopuli.all`, `minds14.all`, … and splits train, validation, test.
+        `fleurs.all`, `fleurs.es_419`, `voxpopuli.all`, `minds14.all`, `covost2.all`, `covost2.es.en`, … and splits
+        train, validation, test.
 
     Raises:
         InputError: The cache directory cannot be written, or espeak-ng does not run here.
     """
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    target = cache / f"demo-v1-{_fingerprint(sizes)}"
+    target = cache / f"demo-v2-{_fingerprint(sizes)}"
     if target.is_dir():
         return target
     logging.getLogger(__name__).info("Building the synthetic demo corpus in %s (once; under half a minute).", target)
@@ -154,7 +170,7 @@ def _build_language(out: Path, language: str, sizes: Sizes) -> tuple[int, float]
     rate, spoken = espeak.speak(
         [espeak.Utterance(c.spoken, f"{_ESPEAK[language]}+{c.variant}", c.rate, c.pitch) for c in clips]
     )
-    rows: dict[tuple[str, str], list[dict]] = {(d, s): [] for d in CONFIG_LANGUAGES for s in SPLITS}
+    rows: dict[tuple[str, str], list[dict]] = {(d, s): [] for d in SPOKEN if language in SPOKEN[d] for s in SPLITS}
     seconds = 0.0
     for clip, samples in zip(clips, spoken, strict=True):
         out_rate = _SAMPLE_RATES[clip.dataset]
@@ -168,7 +184,7 @@ def _build_language(out: Path, language: str, sizes: Sizes) -> tuple[int, float]
             row["num_samples"] = len(pcm)
         rows[clip.dataset, clip.split].append(row)
     for (dataset, split), kept in rows.items():
-        name = CONFIG_LANGUAGES[dataset][LANGUAGES.index(language)]
+        name = _name(dataset, language)
         file = out / _file(dataset, name, split)
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(kept, schema=_features(dataset).arrow_schema), file, row_group_size=100)
@@ -197,7 +213,7 @@ def _plan(language: str, sizes: Sizes) -> Iterator[_Clip]:
         variant, rate, pitch, snr = (
             choices[rng.integers(len(choices))] for choices in (VARIANTS, RATES, PITCHES, SNRS_DB)
         )
-        name = CONFIG_LANGUAGES[dataset][LANGUAGES.index(language)]
+        name = _name(dataset, language)
         row["lang_id"] = _features(dataset)["lang_id"].str2int(name)
         if dataset == "voxpopuli":
             row["id"] = f"{language}_{number:05d}"
@@ -218,9 +234,9 @@ def _rows(language: str, sizes: Sizes) -> Iterator[tuple[str, str, str, dict]]:
     for split, sentence in _split(_shuffled(demo_text.parliament_sentences(language), index), sizes.voxpopuli):
         yield "voxpopuli", split, sentence, {"transcription": sentence}
     # The same shuffle in every language: a sentence id is in the same split, with the same meaning, everywhere.
-    parallel = list(enumerate(demo_text.parallel_sentences(language)))
-    for split, (sentence_id, raw) in _split(_shuffled(parallel, 100), sizes.fleurs):
-        group = next(g for g, members in FLEURS_GROUPS.items() if CONFIG_LANGUAGES["fleurs"][index] in members)
+    parallel = _shuffled(list(enumerate(demo_text.parallel_sentences(language))), 100)
+    for split, (sentence_id, raw) in _split(parallel, sizes.fleurs):
+        group = next(g for g, members in FLEURS_GROUPS.items() if _name("fleurs", language) in members)
         yield "fleurs", split, raw, {
             "id": sentence_id, "transcription": raw.rstrip(".").lower(), "raw_transcription": raw,
             "language": _LANGUAGE_NAMES[language], "lang_group_id": list(FLEURS_GROUPS).index(group),
@@ -232,6 +248,10 @@ def _rows(language: str, sizes: Sizes) -> Iterator[tuple[str, str, str, dict]]:
             yield "minds14", split, sentence, {
                 "transcription": sentence, "english_transcription": translation, "intent_class": intent,
             }  # fmt: skip
+    if language in SPOKEN["covost2"]:  # last, so that the voices of what comes before stay as they are
+        in_english = demo_text.parallel_sentences("en")
+        for split, (sentence_id, raw) in _split(parallel[sum(sizes.fleurs) :], sizes.covost2):
+            yield "covost2", split, raw, {"transcription": raw, "translation": in_english[sentence_id]}
 
 
 def _shuffled(items: list, stream: int) -> list:

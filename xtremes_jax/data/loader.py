@@ -27,6 +27,7 @@ from absl import flags
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.data.buckets import PlannedBatch, batch_edges
 from xtremes_jax.data.collate import Reader, Schedule, Steps, settle_worker
+from xtremes_jax.data.pairs import Pairs, pair_edges, plan_pairs
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
 
@@ -83,6 +84,7 @@ class TrainLoader:
         process_index: int = 0,
         process_count: int = 1,
         sharding: Any = None,
+        pairs: Pairs | None = None,
     ):
         """
         Args:
@@ -98,6 +100,8 @@ class TrainLoader:
           prefetch: decoded batches held ready on the host (per worker).
           process_index, process_count: this process reads rows [index x rows / count, (index + 1) x rows / count).
           sharding: `jax.sharding.NamedSharding` over the batch axis, to get global arrays on the devices.
+          pairs: for retrieval: rows alternate between a query and its key (`plan_pairs`); with `batch_size`, which is
+            then even on every device, and without `drop_last`.
 
         Raises:
           InputError: the split has no clips, or not one full batch with `drop_last`.
@@ -105,10 +109,13 @@ class TrainLoader:
         """
         size = {"batch_size": batch_size, "max_batch_samples": max_batch_samples, "multiple": multiple}
         _check(split, size, process_count)
-        if edges is None:
-            edges = batch_edges(split.num_samples, group_by_length=group_by_length, max_buckets=max_buckets, **size)
         options = {"seed": seed, "group_by_length": group_by_length, "drop_last": drop_last, **size}
-        self._schedule = Schedule(split.num_samples, edges, options)
+        if pairs is not None:
+            self._schedule = _schedule_of_pairs(split.num_samples, pairs, edges, max_buckets, options)
+        else:
+            if edges is None:
+                edges = batch_edges(split.num_samples, group_by_length=group_by_length, max_buckets=max_buckets, **size)
+            self._schedule = Schedule(split.num_samples, edges, options)
         if not self._schedule.steps_per_epoch:
             raise InputError(
                 f"The split {split.name!r} has {len(split.num_samples)} clips, less than one batch, and incomplete "
@@ -125,6 +132,19 @@ class TrainLoader:
     def iterate(self, start_step: int = 0) -> "BatchStream":
         """Batches from a global step on, without end: `with loader.iterate(step) as batches: ...`."""
         return BatchStream(self._reader, start_step, _ENDLESS, self._num_workers, self._prefetch, self._sharding)
+
+
+def _schedule_of_pairs(
+    num_samples: np.ndarray, pairs: Pairs, edges: np.ndarray | None, max_buckets: int, options: dict[str, Any]
+) -> Schedule:
+    rows, multiple = options["batch_size"], options["multiple"]
+    if rows is None or options["drop_last"] or rows // multiple % 2:
+        raise ValueError("pairs need batch_size, of an even number of rows a device, and no drop_last")
+    options = {"batch_size": rows, "seed": options["seed"], "group_by_length": options["group_by_length"]}
+    if edges is None:
+        grouped = options["group_by_length"]
+        edges = pair_edges(num_samples, pairs, batch_size=rows, group_by_length=grouped, max_buckets=max_buckets)
+    return Schedule(num_samples, edges, {"pairs": pairs, **options}, plan_pairs)
 
 
 class EvalLoader:

@@ -30,6 +30,7 @@ _AUDIO = ("path", "file", "audio_filepath", "audio_path", "audio_file", "file_na
 _LANGUAGE = ("language", "locale", "lang", "lang_id")
 _TARGETS = {
     "transcription": ("text", "sentence", "transcript", "normalized_text"),
+    "translation": ("target", "target_text", "english_transcription"),
     "intent_class": ("label", "class"),
     "lang_id": (*_LANGUAGE, "label", "class"),
 }
@@ -191,11 +192,10 @@ def _to_dataset(
         path, columns, "--audio_column_name", audio_column, _AUDIO if audio_column == _USUAL_AUDIO else ()
     )
     others = _TARGETS.get(target_column, ()) if usual_target else ()
-    target = _find_column(path, columns, "--target_column_name", target_column, others)
-    data = {
-        audio_column: _resolve(path, [row.get(audio) for row in rows]),
-        target_column: [_text(row.get(target)) for row in rows],
-    }
+    data = {audio_column: _resolve(path, [row.get(audio) for row in rows])}
+    if target_column != audio_column:  # else nothing is predicted of these clips
+        target = _find_column(path, columns, "--target_column_name", target_column, others)
+        data[target_column] = [_text(row.get(target)) for row in rows]
     language = next((column for column in _LANGUAGE if column in columns), None)
     if language is not None:
         data["language"] = [_text(row.get(language)) for row in rows]

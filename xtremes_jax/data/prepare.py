@@ -8,7 +8,7 @@ out is either the user's wish (duration limits: counted in `PreparedSplit.filter
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,11 +20,12 @@ from xtremes_jax.data import audio
 from xtremes_jax.data.cache import write_atomically
 from xtremes_jax.data.durations import Durations, read_durations
 from xtremes_jax.data.packed import PackedArrays, PackedTexts
+from xtremes_jax.data.subwords import encode_targets
 from xtremes_jax.data.text import TARGET_END, clean, encode_all
 from xtremes_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2CTCTokenizer
+    from transformers import PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
 
     from xtremes_jax.data.sources import RawSplit
 
@@ -58,14 +59,16 @@ class PreparedSplit:
     num_samples: np.ndarray
     """`[N]` int64: exact length in samples at 16 kHz."""
     labels: Sequence[np.ndarray]
-    """N arrays int32: `[tokens]` for CTC, `[1]` (the class) for classification; empty where `has_loss` is false."""
+    """N arrays int32: `[tokens]` of text (translations end with the end token), `[1]` (the class) for classification;
+    empty where `has_loss` is false, and for retrieval."""
     references: list[str]
-    """What a prediction is compared with: the cleaned transcript, or the name of the class."""
+    """What a prediction is compared with: the cleaned transcript or translation, the name of the class, or the
+    sentence's id."""
     languages: list[str]
     clip_names: Sequence[str]
     has_loss: np.ndarray
     """`[N]` bool. False only in splits prepared for scoring: a clip too short for its transcript has no CTC alignment,
-    so it counts in the error rate but has no loss."""
+    and a translation may be longer than the decoder; such a clip counts in the score but has no loss."""
     is_float: bool
     """Whether any clip is float32 audio; the others are int16."""
     skipped: list[SkippedClip]
@@ -101,10 +104,11 @@ class PreparedSplit:
 def prepare(
     raw: "RawSplit",
     *,
-    kind: Literal["ctc", "classification"],
+    kind: Literal["ctc", "classification", "translation", "retrieval"],
     num_frames: Callable[[int], int],
-    tokenizer: "Wav2Vec2CTCTokenizer | None" = None,
+    tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None" = None,
     chars_to_ignore: Sequence[str] | None = None,
+    max_target_length: int | None = None,
     purpose: Purpose = "train",
     min_duration: float = 0.0,
     max_duration: float | None = None,
@@ -117,12 +121,14 @@ def prepare(
 
     Args:
         raw: The split as it was loaded.
-        kind: What is predicted: characters or one class.
+        kind: What is predicted: characters, one class, a translation, or which utterances are of one sentence.
         num_frames: Samples at 16 kHz -> frames of the encoder.
-        tokenizer: For CTC, turns cleaned transcripts into labels.
-        chars_to_ignore: For CTC, see `text.clean`.
-        purpose: "train" leaves out clips too short for their transcript or for a single frame. "score" keeps them,
-            without loss (`has_loss`), because a model is answerable for every clip of a test set.
+        tokenizer: Of text, turns cleaned transcripts or translations into labels.
+        chars_to_ignore: Of text, see `text.clean`.
+        max_target_length: Of translations, the most labels that the decoder has positions for.
+        purpose: "train" leaves out clips too short for their transcript or for a single frame, and translations that
+            are too long. "score" keeps them, without loss (`has_loss`), because a model is answerable for every clip of
+            a test set.
         min_duration, max_duration: Seconds; when training, clips not strictly between them are filtered out, as in the
             reference script.
         num_workers: Threads that read headers; None for one per CPU.
@@ -140,11 +146,13 @@ def prepare(
     rows, filtered = _readable(durations), {}
     if purpose == "train":
         rows, filtered = _within_limits(durations, rows, min_duration, max_duration)
-    if kind == "ctc":
-        found = _transcripts(raw, rows, tokenizer, chars_to_ignore, reasons)
-    else:
+    if kind == "retrieval":
+        found = _sentences(raw, rows, reasons)
+    elif kind == "classification":
         found = _classes(raw, rows, reasons)
-    found = _fitting(found, durations, num_frames, kind, purpose, reasons)
+    else:
+        found = _texts(raw, rows, tokenizer, chars_to_ignore, kind, reasons)
+    found = _fitting(found, durations, num_frames, kind, purpose, reasons, max_target_length)
     split = PreparedSplit(
         raw.name, raw, found.rows, durations.num_samples[found.rows], found.labels, found.references,
         languages=[raw.languages[row] for row in found.rows],
@@ -157,6 +165,22 @@ def prepare(
     )  # fmt: skip
     _report(split)
     return split
+
+
+def without(split: PreparedSplit, sample_ids: Collection[int]) -> PreparedSplit:
+    """The split without the clips of these rows."""
+    kept = [index for index, row in enumerate(split.rows) if int(row) not in sample_ids]
+    if len(kept) == len(split):
+        return split
+
+    def of(values: Sequence) -> list:
+        return [values[index] for index in kept]
+
+    return replace(
+        split, rows=split.rows[kept], num_samples=split.num_samples[kept], labels=of(split.labels),
+        references=of(split.references), languages=of(split.languages), clip_names=of(split.clip_names),
+        has_loss=split.has_loss[kept],
+    )  # fmt: skip
 
 
 def check_skipped(splits: Iterable[PreparedSplit], max_skipped_fraction: float, skipped_path: str | Path) -> None:
@@ -213,22 +237,23 @@ def _within_limits(
     return rows[~(too_short | too_long)], {flag: count for flag, count in counts.items() if count}
 
 
-def _transcripts(
+def _texts(
     raw: "RawSplit",
     rows: np.ndarray,
-    tokenizer: "Wav2Vec2CTCTokenizer | None",
+    tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None",
     chars_to_ignore: Sequence[str] | None,
+    kind: str,
     reasons: dict[int, str],
 ) -> _Labelled:
-    """The rows that have a transcript."""
+    """The rows that have a transcript or a translation."""
     if tokenizer is None:
-        raise ValueError("recognition needs a tokenizer")
-    targets = raw.targets()
+        raise ValueError("a target of text needs a tokenizer")
+    noun, targets = "transcript" if kind == "ctc" else "translation", raw.targets()
     texts: dict[int, str] = {}
     for row in map(int, rows):
         text = targets[row]
         if text is None:
-            reasons[row] = f"it has no transcript: column {raw.target_column} is null"
+            reasons[row] = f"it has no {noun}: column {raw.target_column} is null"
             continue
         if not isinstance(text, str):
             raise InputError(
@@ -238,9 +263,12 @@ def _transcripts(
         if cleaned.strip():
             texts[row] = cleaned
         else:
-            reasons[row] = f"its transcript {text!r} is empty" + (" after --chars_to_ignore" if text.strip() else "")
-    labels, unknown = encode_all(tokenizer, [text + TARGET_END for text in texts.values()])
+            reasons[row] = f"its {noun} {text!r} is empty" + (" after --chars_to_ignore" if text.strip() else "")
     references = [text.strip() for text in texts.values()]
+    if kind == "ctc":
+        labels, unknown = encode_all(tokenizer, [text + TARGET_END for text in texts.values()])
+    else:  # the reference script's space at the end is nothing to a subword tokenizer
+        labels, unknown = encode_targets(tokenizer, references)
     return _Labelled(np.array(list(texts), np.int64), references, labels, np.ones(len(texts), bool), unknown)
 
 
@@ -264,6 +292,21 @@ def _classes(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Lab
     return _Labelled(np.array(kept, np.int64), references, labels, np.ones(len(kept), bool), Counter())
 
 
+def _sentences(raw: "RawSplit", rows: np.ndarray, reasons: dict[int, str]) -> _Labelled:
+    """The rows whose sentence is known; all of them where none is asked for, as of distractors."""
+    if raw.target_column is None:
+        texts = dict.fromkeys(map(int, rows), "")
+    else:
+        targets = raw.targets()
+        texts = {int(row): str(targets[row]) for row in rows if targets[row] not in (None, "")}
+        for row in map(int, rows):
+            if row not in texts:
+                reasons[row] = f"it has no sentence id: column {raw.target_column} is null or empty"
+    labels = [np.zeros(0, np.int32)] * len(texts)
+    has_loss = np.ones(len(texts), bool)
+    return _Labelled(np.array(list(texts), np.int64), list(texts.values()), labels, has_loss, Counter())
+
+
 def _fitting(
     found: _Labelled,
     durations: Durations,
@@ -271,16 +314,24 @@ def _fitting(
     kind: str,
     purpose: Purpose,
     reasons: dict[int, str],
+    max_target_length: int | None,
 ) -> _Labelled:
-    """Without the clips that are too short for their target; for scoring with them, but without their labels."""
+    """Without the clips that are too short for their target, and without translations that are too long for the
+    decoder; for scoring with them, but without their labels."""
     frames = [int(num_frames(int(samples))) for samples in durations.num_samples[found.rows]]
     needed = [_frames_needed(labels) if kind == "ctc" else 1 for labels in found.labels]
-    has_loss = np.array([there >= least for there, least in zip(frames, needed, strict=True)], bool)
+    room = max_target_length if kind == "translation" and max_target_length is not None else np.inf
+    fits_audio = np.array([there >= least for there, least in zip(frames, needed, strict=True)], bool)
+    has_loss = fits_audio & np.array([len(labels) <= room for labels in found.labels], bool)
     if purpose == "score":
         labels = [labels if fits else labels[:0] for labels, fits in zip(found.labels, has_loss, strict=True)]
         return replace(found, labels=labels, has_loss=has_loss)
     for index in np.flatnonzero(~has_loss):
-        reasons[int(found.rows[index])] = _too_short(frames[index], needed[index], found.references[index])
+        reasons[int(found.rows[index])] = (
+            f"its translation has {len(found.labels[index])} tokens, the decoder {max_target_length} positions"
+            if fits_audio[index]
+            else _too_short(frames[index], needed[index], found.references[index])
+        )
     kept = np.flatnonzero(has_loss)
     references, labels = ([values[index] for index in kept] for values in (found.references, found.labels))
     return _Labelled(found.rows[kept], references, labels, has_loss[kept], found.unknown)
@@ -315,12 +366,15 @@ def _report(split: PreparedSplit) -> None:
     if split.skipped:
         logger.warning("%s: %d clips are left out:\n%s", split.name, len(split.skipped), _first(split.skipped))
     if not split.has_loss.all():
-        logger.warning("%s: %d clips are scored, but too short for a loss.", split.name, np.sum(~split.has_loss))
+        logger.warning(
+            "%s: %d clips are scored, but have no loss: their audio is too short for their target, or that too long.",
+            split.name, np.sum(~split.has_loss),
+        )  # fmt: skip
     if split.unknown_characters:
         counts = list(split.unknown_characters.items())
         shown = ", ".join(f"{character!r} ({count})" for character, count in counts[: 4 * _NAMED])
         logger.warning(
-            "%s: %d characters of the transcripts are not in the tokenizer's vocabulary and become its unknown token: "
+            "%s: %d characters of the targets are not in the tokenizer's vocabulary and become its unknown token: "
             "%s%s.", split.name, len(counts), shown, ", …" if len(counts) > 4 * _NAMED else "",
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from xtremes_jax.data.repository import row_names
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import Selection, nearest, nearest_language
+from xtremes_jax.tasks import Selection, direction, is_key_language, nearest, nearest_language
 
 logger = logging.getLogger(__name__)
 
 _LANGUAGE_COLUMNS = ("lang_id", "language", "locale")
+_DIRECTION = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?[._][a-z]{2,3}(-[A-Z]{2})?")
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
@@ -44,10 +46,11 @@ def part_of(table: datasets.Dataset, config: str, split: str, audio_column: str,
     """
     where = f"{config}, split {split}"
     table = _with_stored_audio(table, audio_column, where)
-    _check_target(table, selection, where)
+    if selection.target_column is not None:
+        _check_target(table, selection, where)
     names = row_names(table, audio_column)
     languages = row_languages(table, config, selection)
-    keep = _wanted_rows(table, languages, selection, where)
+    keep = _wanted_rows(table, languages, selection, where, config)
     if keep is not None:
         names, languages = [names[row] for row in keep], [languages[row] for row in keep]
     return Part(config, table, keep, languages, names)
@@ -105,8 +108,17 @@ def _describe_all(table: datasets.Dataset) -> str:
 
 def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> None:
     flag, column = "--target_column_name", selection.target_column
-    text = selection.task.kind == "ctc"
-    usual = ("transcription", "text", "sentence", "transcript", "normalized_text") if text else ("label", "labels")
+    task = selection.task
+    usual = {
+        "ctc": ("transcription", "text", "sentence", "transcript", "normalized_text"),
+        "translation": ("translation", "target", "target_text", "english_transcription"),
+        "classification": ("label", "labels"),
+        "retrieval": ("sentence_id", "sentence"),
+    }[task.kind]
+    text = task.predicts_text
+    wanted = "text" if text else "classes, given as ClassLabel, text or whole numbers"
+    if task.kind == "retrieval":
+        wanted = "the ids of sentences, text or whole numbers"
     if column not in table.column_names:
         raise _missing(flag, column, table, where, usual)
     kind = table.features[column]
@@ -115,13 +127,30 @@ def _check_target(table: datasets.Dataset, selection: Selection, where: str) -> 
     if not (is_text or (is_class and not text)):
         raise InputError(
             f"{flag} {column}: this column of {where} holds {_describe(kind)}, but --task {selection.task.name} "
-            f"predicts {'text' if text else 'classes, given as ClassLabel, text or whole numbers'}. The columns: "
+            f"{'needs' if selection.task.kind == 'retrieval' else 'predicts'} {wanted}. The columns: "
             f"{_describe_all(table)}."
         )
 
 
 def row_languages(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
-    """Language of each row: from `lang_id`, `language` or `locale`, else the config's, else the one asked for."""
+    """Language of each row: from `lang_id`, `language` or `locale`, else the config's, else the one asked for.
+
+    Of translation it is the direction, such as `fr.en`, also where the data name only the language that is spoken.
+    """
+    if selection.task.kind == "translation":
+        return _row_directions(table, config, selection)
+    return _row_languages(table, config, selection)
+
+
+def _row_directions(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
+    # A config of a source's own may be called `fr_en`, and its columns may say nothing about languages.
+    named = selection.language == "all" and _DIRECTION.fullmatch(config)
+    languages = [config if named and name == "all" else name for name in _row_languages(table, config, selection)]
+    spelled = {name: name if name == "all" else direction(name) for name in set(languages)}
+    return [spelled[name] for name in languages]
+
+
+def _row_languages(table: datasets.Dataset, config: str, selection: Selection) -> list[str]:
     dataset, _, language = config.partition(".")
     fallback = language if dataset == selection.task.dataset and language else selection.language
     for column in _LANGUAGE_COLUMNS:
@@ -146,12 +175,18 @@ def _is_text(kind: object) -> bool:
     return isinstance(kind, datasets.Value) and kind.dtype in _TEXT_TYPES
 
 
-def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selection, where: str) -> np.ndarray | None:
-    """Rows of the group or language asked for; None for all of them."""
-    if selection.language_group is not None:
-        return _rows_of_group(table, languages, selection, where)
-    if selection.language == "all":
+def _wanted_rows(
+    table: datasets.Dataset, languages: list[str], selection: Selection, where: str, config: str
+) -> np.ndarray | None:
+    """Rows of the group or language asked for, for retrieval with the keys that belong to them; None for all rows."""
+    if selection.language == "all" and selection.language_group is None:
         return None
+    keys = selection.key_language
+    is_key = np.array([keys is not None and is_key_language(language, keys) for language in languages], bool)
+    if keys is not None and is_key_language(config.partition(".")[2], keys) and is_key.all():
+        return None  # this config is there for the sake of its keys
+    if selection.language_group is not None:
+        return np.union1d(_rows_of_group(table, languages, selection, where), np.flatnonzero(is_key))
     known = list(dict.fromkeys(languages))
     language = _spelled(selection.language, known)
     if language is None:
@@ -159,7 +194,7 @@ def _wanted_rows(table: datasets.Dataset, languages: list[str], selection: Selec
             f"--language {selection.language}: no clip of {where} is in it"
             f"{nearest_language(selection.language, known)} Its languages: {', '.join(sorted(known))}."
         )
-    return None if len(known) == 1 else np.flatnonzero(np.array(languages) == language)
+    return None if len(known) == 1 else np.flatnonzero((np.array(languages) == language) | is_key)
 
 
 def _spelled(language: str, known: Sequence[str]) -> str | None:
@@ -190,7 +225,7 @@ def _rows_of_group(table: datasets.Dataset, languages: list[str], selection: Sel
     return rows
 
 
-def same_columns(parts: Sequence[Part], target_column: str) -> list[datasets.Dataset]:
+def same_columns(parts: Sequence[Part], target_column: str | None) -> list[datasets.Dataset]:
     """The wanted rows of several configs, with the columns that all of them have, of the same types.
 
     Language labels may differ from config to config (each naming its own language): they are put into one list. So may
@@ -203,7 +238,7 @@ def same_columns(parts: Sequence[Part], target_column: str) -> list[datasets.Dat
     if len(parts) > 1:
         if target_column == "lang_id":
             tables = _with_common_languages(tables)
-        for part, table in zip(parts, tables, strict=True):
+        for part, table in zip(parts, tables, strict=True) if target_column is not None else ():
             kind, first = table.features[target_column], tables[0].features[target_column]
             if not _same_kind(kind, first):
                 raise InputError(

@@ -33,7 +33,7 @@ from xtremes_jax.data.repository import (
 from xtremes_jax.data.rows import Part, labels_of, part_of, same_columns
 from xtremes_jax.data.xtreme_s import open_xtreme_s
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import XTREME_S, Selection
+from xtremes_jax.tasks import TASKS, XTREME_S, Selection, direction, is_key_language, select_task
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class RawSplit:
     dataset: datasets.Dataset
     """The rows; the audio column holds `{"bytes": …, "path": …}`."""
     audio_column: str
-    target_column: str
+    target_column: str | None
     languages: list[str]
     """Language of each row, as the data spell it."""
     clip_names: list[str]
@@ -171,6 +171,43 @@ def load_splits(
     return {role: replace(split, synthetic=synthetic) for role, split in splits.items()}
 
 
+def load_distractors(data: DataArguments, keys: str, cache_dir: str | None = None) -> RawSplit | None:
+    """The utterances that enlarge a retrieval run's pool of keys (`--distractor_dataset_name`), None where none are.
+
+    Only their audio is used, and of several languages only that of the keys (`--key_language`). The split's name says
+    what it is, so that its clips are not taken for those of the run's own splits.
+
+    Raises:
+        InputError: as `load_splits`, or no clip is in the key language.
+    """
+    if data.distractor_dataset_name is None:
+        return None
+    name, config, split = data.distractor_dataset_name, data.distractor_dataset_config_name, data.distractor_split_name
+    own = replace(data, dataset_name=name, data_dir=data.data_dir if name == data.dataset_name else None)
+    # Nothing is predicted, so of the tasks that go with the config, any will do.
+    dataset = (config or "").partition(".")[0]
+    task = next((task for task in TASKS.values() if task.dataset == dataset), TASKS["fleurs-asr"])
+    try:
+        selection = select_task(task=task.name, dataset_config_name=config, dataset_name=name)
+        selection = replace(selection, task=TASKS["fleurs-retrieval"], target_column=None)
+        selection = replace(selection, task=replace(selection.task, dataset=task.dataset))
+        request = SplitRequest(split or "test", flag="--distractor_split_name")
+        raw = load_splits(own, selection, {"distractors": request}, cache_dir)["distractors"]
+    except InputError as error:
+        raise InputError(f"The distractors (--distractor_dataset_name {name}) cannot be loaded: {error}") from error
+    # Data that name no language ("all") are taken at their word.
+    rows = [row for row, language in enumerate(raw.languages) if language == "all" or is_key_language(language, keys)]
+    if not rows:
+        raise InputError(
+            f"--distractor_dataset_name {name}: no clip of split {raw.name} is in the key language ({keys}), but in "
+            f"{', '.join(sorted(set(raw.languages)))}. Choose another config with --distractor_dataset_config_name."
+        )
+    return replace(
+        raw, name=f"{raw.name} (distractors)", dataset=raw.dataset.select(rows),
+        languages=[raw.languages[row] for row in rows], clip_names=[raw.clip_names[row] for row in rows],
+    )  # fmt: skip
+
+
 def open_source(
     data: DataArguments, selection: Selection, split_names: Sequence[str], cache_dir: str | None
 ) -> tuple[Repository, bool]:
@@ -212,6 +249,8 @@ def open_source(
 def choose_configs(source: Repository, selection: Selection) -> list[str]:
     """The configs that together hold the selection: one, or one for each language.
 
+    Retrieval takes the config of its keys too, where those of one language or group are asked for.
+
     In this order: the config of that very name; all of `mls.<language>` for `mls.all`; `mls.all` for `mls.es` (its rows
     are then picked by language); the only config there is, if its name is not of the form `task.language`.
 
@@ -219,8 +258,9 @@ def choose_configs(source: Repository, selection: Selection) -> list[str]:
         InputError: None of these is there.
     """
     name, prefix = selection.config_name, f"{selection.task.dataset}."
+    keys = _configs_of_keys(source, selection)
     if name in source.configs:
-        return [name]
+        return list(dict.fromkeys([name, *keys]))
     if not name.startswith(prefix):  # a config of the person's own, asked for by name
         raise choose("--dataset_config_name", name, source.configs, f"config in {source.name}")
     singles = [config for config in source.configs if config.startswith(prefix)]
@@ -230,13 +270,26 @@ def choose_configs(source: Repository, selection: Selection) -> list[str]:
         kept = [config for config in singles if not limited or config.removeprefix(prefix) in selection.languages]
         if not kept:
             raise choose("--language_group", selection.language_group, singles, f"group of configs in {source.name}")
-        return kept
+        return list(dict.fromkeys([*kept, *keys]))
+    if selection.task.kind == "translation":  # a direction may be named after the language that is spoken alone
+        same = [config for config in singles if direction(config.removeprefix(prefix)) == selection.language]
+        if same:
+            return same[:1]
     if f"{prefix}all" in singles:
         return [f"{prefix}all"]
     if len(source.configs) == 1 and "." not in source.configs[0]:
         logger.info("%s has the one config %s, which serves as %s.", source.name, source.configs[0], name)
         return [source.configs[0]]
     raise choose("--dataset_config_name", name, source.configs, f"config in {source.name}")
+
+
+def _configs_of_keys(source: Repository, selection: Selection) -> list[str]:
+    """Configs of one language each that hold the keys of a retrieval run which asks for some languages alone."""
+    if selection.key_language is None or (selection.language == "all" and selection.language_group is None):
+        return []
+    prefix = f"{selection.task.dataset}."
+    singles = [config for config in source.configs if config.startswith(prefix)]
+    return [name for name in singles if is_key_language(name.removeprefix(prefix), selection.key_language)]
 
 
 def _load_parts(
@@ -275,7 +328,7 @@ def _join(parts: list[Part], request: SplitRequest, audio_column: str, selection
 
 def _with_labels(splits: dict[str, RawSplit], selection: Selection) -> dict[str, RawSplit]:
     """Gives all splits of a classification run the same class names, or says which split differs."""
-    if selection.task.kind == "ctc":
+    if selection.task.kind != "classification":
         return splits
     first, *_ = splits.values()  # the training split, where there is one: a run names it first
     names, declared = labels_of(first.dataset, selection.target_column)

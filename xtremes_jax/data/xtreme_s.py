@@ -37,6 +37,7 @@ LANGUAGES: dict[str, tuple[str, ...]] = {
     "voxpopuli": TASKS["voxpopuli"].languages,
     "minds14": TASKS["minds14"].languages,
     "fleurs": TASKS["fleurs-asr"].languages,
+    "covost2": TASKS["covost2"].languages,
 }
 """Data set -> its languages, in the order of the labels of `lang_id`."""
 
@@ -45,6 +46,9 @@ _MLS_CONFIGS = {
 }  # fmt: skip
 _LIMITED = ("9_hours", "1_hours")
 """What XTREME-S trains MLS on: its limited split of 10 hours, which MLS stores as two parts, 9 hours and 1 hour."""
+_COVOST2_RENAMES = {"sentence": "transcription", "file": "path"}
+_COVOST2_TRAINING = ("train", "train_covost")
+"""Where the source has a column `split`, the rows of these make up the training split, as in the original."""
 _SAME = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 
 
@@ -86,6 +90,9 @@ def resolve(config: str) -> Origin:
     if dataset == "voxpopuli":
         renames = {"normalized_text": "transcription", "audio_id": "id"}
         return Origin("facebook/voxpopuli", language, (CONVERTED,), _SAME, renames)
+    if dataset == "covost2":
+        source = language.removesuffix(".en")
+        return Origin("fixie-ai/covost2", f"{source}_en", (MAIN, CONVERTED), _SAME, _COVOST2_RENAMES)
     if dataset == "minds14":
         return Origin("PolyAI/minds14", language, (MAIN, CONVERTED), {split: ("train",) for split in _SAME})
     return Origin("google/fleurs", language, (CONVERTED,), _SAME)
@@ -134,6 +141,8 @@ def load_config(config: str, split: str, root: Path | None, cache_dir: str | Non
     table = table.rename_columns({old: new for old, new in origin.renames.items() if old in table.column_names})
     # Rows are picked out last: `datasets` would write a copy of their audio to add a column afterwards.
     table = _with_language(table, LANGUAGES[dataset], language)
+    if dataset == "covost2":
+        return _rows_of_covost2(table, split)
     return table if listed is None else _keep_listed(table, listed, config, split)
 
 
@@ -260,6 +269,15 @@ def _limited_handles(root: Path | None) -> set[str]:
             "another --language."
         )
     return {line.strip() for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+
+
+def _rows_of_covost2(table: datasets.Dataset, split: str) -> datasets.Dataset:
+    """The rows that the original takes for a split, where a column still names CoVoST's own finer ones."""
+    if "split" not in table.column_names:
+        return table
+    wanted = {"train": _COVOST2_TRAINING, "validation": ("validation", "dev")}.get(split, (split,))
+    keep = np.flatnonzero(np.isin(np.array(table["split"][:], dtype=object), wanted))
+    return table if len(keep) == len(table) else table.select(keep)
 
 
 def _keep_listed(table: datasets.Dataset, listed: set[str], config: str, split: str) -> datasets.Dataset:

@@ -1,6 +1,6 @@
-"""Greedy CTC decoding: from the most likely token of each frame to text."""
+"""From token ids to text: greedy CTC decoding of the most likely token of each frame, and a decoder's sentences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -46,3 +46,20 @@ def to_text(tokenizer, ids: Iterable[Iterable[int]]) -> list[str]:
             pieces[index] = tokenizer.replace_word_delimiter_char
     texts = ["".join(pieces.get(index, tokenizer.unk_token) for index in row).strip() for row in ids]
     return [text.lower() for text in texts] if tokenizer.do_lower_case else texts
+
+
+def to_sentences(tokenizer, ids: Iterable[Sequence[int]]) -> list[str]:
+    """The text of a decoder's token ids, without special tokens, the ends stripped, punctuation not tidied up.
+
+    Args:
+        tokenizer: of the decoder.
+        ids: token ids a row, generated or labels; what follows the first end token behind the first place is left out
+            (a decoder that starts with the end token has it there as well).
+    """
+    rows = []
+    for row in ids:
+        row = [int(index) for index in row]
+        end = row.index(tokenizer.eos_token_id, 1) if tokenizer.eos_token_id in row[1:] else len(row)
+        rows.append(row[:end])
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return [text.strip() for text in texts]

@@ -4,13 +4,15 @@ Error rates are pooled over the clips they are given: the sum of edit errors ove
 characters. Text is taken as it is, apart from surrounding and repeated spaces.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jiwer
 import numpy as np
+import sacrebleu
 
 from xtremes_jax.tasks import TaskSpec
 
@@ -71,6 +73,59 @@ def macro_f1(predictions: Sequence[Hashable], references: Sequence[Hashable]) ->
     return float(np.mean(2 * hits / occurrences))
 
 
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """BLEU of a corpus (Papineni et al. 2002), from 0 to 100: sacrebleu's `corpus_bleu` with its defaults.
+
+    Those are the tokenizer "13a", case as it is, and exponential smoothing (Post 2018, arXiv:1804.08771).
+
+    Raises:
+        ValueError: no clips, or not one prediction for each reference.
+    """
+    _check_paired(predictions, references)
+    return float(sacrebleu.corpus_bleu(list(predictions), [list(references)]).score)
+
+
+BLEU_GROUPS: dict[str, tuple[str, ...]] = {
+    "high": tuple("fr de es ca".split()),
+    "mid": tuple("fa it ru pt zh".split()),
+    "low": tuple("tr ar et mn nl sv lv sl ta ja id cy".split()),
+}
+"""How much training data a language of CoVoST 2 has -> languages, as XLS-R (arXiv:2111.09296) and mSLAM
+(arXiv:2202.01374) group them."""
+
+
+def bleu_groups(per_language: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The mean BLEU of each group of source languages, and which languages of those groups are missing.
+
+    Args:
+        per_language: direction into English (`fr.en`, `zh-CN.en`) -> metric -> score. Directions into other languages
+            belong to no group; several from one language count as one, with their mean.
+
+    Returns:
+        `bleu_high`, `bleu_mid` and `bleu_low`, as far as any language of the group is there; and under the same names
+        the languages of these groups that are not.
+    """
+    by_source: dict[str, list[float]] = {}
+    for name, values in per_language.items():
+        if name.endswith(".en"):
+            by_source.setdefault(_source(name), []).append(values["bleu"])
+    scores = {code: float(np.mean(values)) for code, values in by_source.items()}
+    present = {group: [code for code in codes if code in scores] for group, codes in BLEU_GROUPS.items()}
+    groups = {
+        f"bleu_{group}": float(np.mean([scores[code] for code in codes])) for group, codes in present.items() if codes
+    }
+    missing = {
+        f"bleu_{group}": [code for code in BLEU_GROUPS[group] if code not in scores]
+        for group, codes in present.items()
+        if codes
+    }
+    return groups, {name: codes for name, codes in missing.items() if codes}
+
+
+def _source(direction: str) -> str:
+    return re.split(r"[-_]", direction.partition(".")[0])[0].lower()
+
+
 def _check_paired(predictions: Sequence[Any], references: Sequence[Any]) -> None:
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions were given for {len(references)} references.")
@@ -83,13 +138,14 @@ METRICS: dict[str, Callable[[Sequence, Sequence], float]] = {
     "cer": character_error_rate,
     "accuracy": accuracy,
     "f1": macro_f1,
+    "bleu": bleu,
 }
 """Metric by the name that `TaskSpec.metrics` and the result files use."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one split, as fractions (0.25 is 25%)."""
+    """The scores of one split, as fractions (0.25 is 25%); BLEU alone goes from 0 to 100."""
 
     average: dict[str, float]
     """Metric -> score over the split: the mean of the languages' scores, or that of all clips together."""
@@ -97,6 +153,10 @@ class Scores:
     """Language -> metric -> score, languages in alphabetical order; given in either case."""
     counts: dict[str, int]
     """Language -> number of clips."""
+    groups: dict[str, float] = field(default_factory=dict)
+    """Of translation: mean BLEU of the high, mid and low resource languages, as `bleu_high` and so on."""
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    """Group in `groups` -> languages of it that the split does not hold, so that it is the mean of fewer."""
 
 
 def score(
@@ -109,7 +169,7 @@ def score(
     """Scores a split by the task's metrics.
 
     Args:
-        predictions: one a clip: text for recognition, a class (number or name) for classification.
+        predictions: one a clip: text for recognition and translation, a class (number or name) for classification.
         references: likewise.
         languages: the language of each clip.
         per_language: average the languages' scores, each with the same weight; otherwise score all clips as one corpus.
@@ -132,7 +192,8 @@ def score(
         }
     else:
         average = _apply(task, predictions, references)
-    return Scores(average, by_language, dict(sorted(Counter(languages).items())))
+    groups, missing = bleu_groups(by_language) if "bleu" in task.metrics else ({}, {})
+    return Scores(average, by_language, dict(sorted(Counter(languages).items())), groups, missing)
 
 
 def _apply(task: TaskSpec, predictions: Sequence, references: Sequence) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes `values` whole or not at all; numbers that are not finite become null, which JSON can hold."""
@@ -21,6 +23,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a NumPy archive, whole or not at all; it loads with `numpy.load(path)`, without pickle."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)
 
 

@@ -18,19 +18,22 @@ class XtremeS(evaluate.Metric):
     """`evaluate.load("xtreme_s", config_name)` with the same inputs and result keys, one config for each of our tasks.
 
     Recognition ("mls", "voxpopuli", "babel", "fleurs-asr") takes strings and returns "wer" and "cer";
-    "minds14" takes class numbers and returns "f1" and "accuracy"; "fleurs-lang_id" returns "accuracy".
-    The original stopped working with jiwer 4, whose names it does not know.
+    "covost2" takes strings and returns "bleu", from 0 to 100; "minds14" takes class numbers and returns "f1" and
+    "accuracy"; "fleurs-lang_id" returns "accuracy". The original stopped working with jiwer 4, whose names it does not
+    know.
 
     Raises:
-        KeyError: `config_name` is not one of these tasks.
+        KeyError: `config_name` is not one of these tasks; "fleurs-retrieval" is none, as in the original: what is
+            retrieved is no list of predictions beside references.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in TASKS:
-            raise KeyError(f"config_name must be one of {', '.join(TASKS)}, not {self.config_name!r}.")
-        kind = "string" if TASKS[self.config_name].kind == "ctc" else "int64"
+        known = [name for name, task in TASKS.items() if task.predicts_text or task.kind == "classification"]
+        if self.config_name not in known:
+            raise KeyError(f"config_name must be one of {', '.join(known)}, not {self.config_name!r}.")
+        kind = "string" if TASKS[self.config_name].predicts_text else "int64"
         return evaluate.MetricInfo(
-            description="The scores of the XTREME-S benchmark, as fractions.",
+            description="The scores of the XTREME-S benchmark: fractions, and BLEU from 0 to 100.",
             citation="Conneau et al. 2022, XTREME-S, arXiv:2203.10752.",
             inputs_description="predictions, references: one a clip, text or class numbers.",
             features=datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)}),

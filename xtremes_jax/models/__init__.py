@@ -1,7 +1,11 @@
-"""The wav2vec 2.0 / XLS-R family in JAX and Flax NNX: it knows nothing of datasets, tokenizers or files of audio."""
+"""wav2vec 2.0 and XLS-R with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
-from xtremes_jax.models.config import PRESETS, ModelConfig
+from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
+from xtremes_jax.models.convert_parts import from_encoder_and_decoder
+from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
+from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
+from xtremes_jax.models.generation_config import GenerationConfig
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.model import (
     ModelOutput,
@@ -16,20 +20,34 @@ from xtremes_jax.models.model import (
     split_params,
     unflatten_params,
 )
+from xtremes_jax.models.translation import TranslationModel, TranslationOutput
+from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE, TranslationConfig
 
 __all__ = [
-    "PRESETS",
+    "DECODER_PRESETS",
+    "DecoderConfig",
+    "Generated",
+    "GenerationConfig",
     "ModelConfig",
     "ModelOutput",
+    "PRESETS",
     "Randomness",
     "Report",
     "SpeechModel",
+    "TRANSLATION_MODEL_TYPE",
+    "TranslationConfig",
+    "TranslationModel",
+    "TranslationOutput",
     "abstract_model",
     "build_model",
     "decays",
     "flatten_params",
+    "from_encoder_and_decoder",
     "from_huggingface",
+    "generate",
+    "generate_from_hidden",
     "is_feature_encoder",
+    "is_retrieval",
     "merge",
     "path_name",
     "split_params",

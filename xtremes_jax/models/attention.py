@@ -1,4 +1,4 @@
-"""Multi-head self-attention over frames (Vaswani et al. 2017), with the frames past a clip's length masked."""
+"""Multi-head attention (Vaswani et al. 2017) over frames, with the frames past a clip's length masked, or causal."""
 
 from typing import Any
 
@@ -14,21 +14,26 @@ from xtremes_jax.models.masking import Randomness, dropout, frame_mask
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked key: finite, so that a row in which every key is masked gives a mean instead of NaN."""
 
+_FEW_QUERIES = 16
+"""Fewer than this, as in step-by-step decoding, leave the fused kernel nothing to save."""
+
 
 def attend(
-    query: Float[Array, "batch frames heads head_features"],
+    query: Float[Array, "batch queries heads head_features"],
     key: Float[Array, "batch frames heads head_features"],
     value: Float[Array, "batch frames heads head_features"],
     lengths: Int[Array, " batch"] | None,
     *,
+    is_causal: bool = False,
     dropout_rate: float = 0.0,
     randomness: Randomness | None = None,
-) -> Float[Array, "batch frames heads head_features"]:
+) -> Float[Array, "batch queries heads head_features"]:
     """Scaled dot-product attention, with its softmax in float32.
 
     Args:
         query, key, value: in the compute dtype.
         lengths: keys (frames) that count in each row; None means all. Rows of length 0 give finite numbers.
+        is_causal: whether a query looks only at the keys up to its own place; there are as many of both, then.
         dropout_rate: of the attention probabilities; where none applies, cuDNN's fused kernel is used on GPUs that have
             it and for the dtypes and head sizes that it takes.
         randomness: keys already folded for this purpose; None means no dropout.
@@ -36,19 +41,25 @@ def attend(
     if (randomness is None or dropout_rate == 0.0) and _use_cudnn(query):
         # The fused kernel is not asked what it makes of a row without any key: such rows look at their first frame.
         counted = None if lengths is None else jnp.maximum(lengths, 1)
-        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=counted, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=is_causal, key_value_seq_lengths=counted, implementation="cudnn"
+        )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     scores = jnp.einsum("bqhd,bkhd->bhqk", scaled, key, preferred_element_type=jnp.float32)
     if lengths is not None:
         scores = jnp.where(frame_mask(lengths, key.shape[1])[:, None, None, :], scores, _MASKED)
+    if is_causal:
+        scores = jnp.where(jnp.tri(query.shape[1], key.shape[1], dtype=bool), scores, _MASKED)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, randomness)
     return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
 
 
-def _use_cudnn(query: Float[Array, "batch frames heads head_features"]) -> bool:
+def _use_cudnn(query: Float[Array, "batch queries heads head_features"]) -> bool:
     """Whether cuDNN's fused attention takes these arrays on this process's devices (NVIDIA, Ampere or newer)."""
     halves = query.dtype in (jnp.bfloat16, jnp.float16)
+    if query.shape[1] < _FEW_QUERIES:
+        return False
     if not halves or query.shape[-1] % 8 or query.shape[-1] > 128 or jax.default_backend() != "gpu":
         return False
     major = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.config_fields import check_field, from_json, shown
 
-Head = Literal["ctc", "classification"]
+Head = Literal["ctc", "classification", "retrieval"]
 
 _ARCHITECTURES: dict[str, Head] = {
     "Wav2Vec2ForCTC": "ctc",
     "Wav2Vec2ForSequenceClassification": "classification",
 }
+_HEAD_KEY = "xtremes_jax_head"
+"""Key of config.json under which a retrieval model says what it is: to Transformers, it is a classifier whose logits,
+divided by their norm, are the embeddings."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish")
 """Values of `hidden_act` and `feat_extract_activation` that are known here; `gelu` is the exact one (erf)."""
@@ -26,11 +30,7 @@ _RATES = (
     "final_dropout",
     "layerdrop",
 )
-_MAY_BE_ZERO = ("mask_time_min_masks", "mask_feature_min_masks", "pad_token_id")
-_LARGEST_SIZE = 2**20
-"""Far above any real model, and far below what overflows."""
-_MOST_CONVOLUTIONS = 64
-_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "normalize_waveform")
+_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,18 @@ class ModelConfig:
     initializer_range: float = 0.02
     """Standard deviation of newly drawn linear layers."""
 
+    # The convolutional adapter, which shortens the encoder's output.
+    add_adapter: bool = False
+    """Whether strided convolutions follow the encoder (never with a classification head)."""
+    num_adapter_layers: int = 3
+    """Number of these convolutions."""
+    adapter_kernel_size: int = 3
+    """Kernel width of each, in its own input frames."""
+    adapter_stride: int = 2
+    """Stride of each."""
+    output_hidden_size: int = 0
+    """Width of the adapter's output; 0 for `hidden_size`."""
+
     # Regularisation, in training only.
     hidden_dropout: float = 0.1
     """Dropout rate after the attention, the feed-forward block and the positional convolution."""
@@ -107,17 +119,21 @@ class ModelConfig:
 
     # The head.
     head: Head | None = None
-    """`ctc` (a label distribution per frame), `classification` (one per clip), or none chosen yet."""
+    """`ctc` (a label distribution per frame), `classification` (one per clip), `retrieval` (a unit vector per clip), or
+    none chosen yet."""
     vocab_size: int = 32
     """Labels of the CTC head, the blank among them."""
     pad_token_id: int = 0
     """The padding token, which is CTC's blank."""
     num_labels: int = 2
-    """Classes of the classification head."""
+    """Classes of the classification head; of the retrieval head, the width of the embeddings."""
     classifier_proj_size: int = 256
-    """Width of the projection before pooling, in the classification head."""
+    """Width of the projection before pooling, in the heads for classification and retrieval."""
     use_weighted_layer_sum: bool = False
-    """Whether the classification head reads a learned average of all layers instead of the last one."""
+    """Whether these two heads read a learned average of all layers instead of the last one."""
+    logit_scale: float = math.log(1 / 0.07)
+    """Natural logarithm of what cosines are multiplied with in the contrastive loss: where the parameter of this name
+    starts in the retrieval head (as CLIP's, Radford et al. 2021), and what it has become in an exported one."""
     ctc_loss_reduction: str = "sum"
     """`sum` or `mean`; kept for the exported configuration, the loss itself is not part of the model."""
     ctc_zero_infinity: bool = False
@@ -144,14 +160,20 @@ class ModelConfig:
             InputError: the model is not wav2vec 2.0, or has a part that is not implemented; the field is named.
         """
         _refuse_unsupported(config)
-        if head is None:
+        if head is None and is_retrieval(config):
+            head = "retrieval"
+        elif head is None:
             head = next((_ARCHITECTURES[name] for name in _architectures(config) if name in _ARCHITECTURES), None)
         known = {field.name for field in dataclasses.fields(cls)} - set(_NOT_STORED_BY_TRANSFORMERS)
         fields = {name: value for name, value in config.items() if name in known and value is not None}
+        if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get("hidden_size", 768):
+            fields.pop("output_hidden_size", None)
         fields["num_labels"] = _count_labels(config)
+        if is_retrieval(config):
+            fields["logit_scale"] = config.get("logit_scale", cls.logit_scale)
         for field in dataclasses.fields(cls):
             if field.name in fields:
-                fields[field.name] = _from_json(field, fields[field.name])
+                fields[field.name] = from_json(field, fields[field.name])
         return cls(**fields, head=head, normalize_waveform=normalize_waveform)
 
     def to_huggingface(self, *, label_names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -168,15 +190,19 @@ class ModelConfig:
             raise InputError(f"{len(names)} label names were given for a head of {self.num_labels} labels.")
         written: dict[str, Any] = {"model_type": "wav2vec2", "dtype": "float32"}
         if self.head is not None:
-            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == self.head]
+            like = "classification" if self.head == "retrieval" else self.head
+            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == like]
         for field in dataclasses.fields(self):
             if field.name not in _NOT_STORED_BY_TRANSFORMERS:
                 value = getattr(self, field.name)
                 written[field.name] = list(value) if isinstance(value, tuple) else value
+        written["output_hidden_size"] = self.output_width
         written["num_feat_extract_layers"] = len(self.conv_dim)
         if self.head == "classification":
             written["id2label"] = {str(index): name for index, name in enumerate(names)}
             written["label2id"] = {name: index for index, name in enumerate(names)}
+        if self.head == "retrieval":
+            written |= {_HEAD_KEY: "retrieval", "num_labels": self.num_labels, "logit_scale": self.logit_scale}
         return written
 
     def num_frames(self, num_samples: Any) -> Any:
@@ -188,6 +214,27 @@ class ModelConfig:
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             length = steps_after(length, kernel, stride)
         return length
+
+    def num_output_frames(self, num_samples: Any) -> Any:
+        """Frames that the whole encoder makes of `num_samples` samples: with an adapter fewer than `num_frames`.
+
+        Transformers counts an adapter's frames as though its kernels were 1 wide and unpadded, whatever
+        `adapter_kernel_size` is; where the convolutions give fewer than that, those count.
+        """
+        counted = actual = self.num_frames(num_samples)
+        for _ in range(self.num_adapter_layers if self.add_adapter else 0):
+            counted = steps_after(counted, 1, self.adapter_stride)
+            actual = self.adapter_steps(actual)
+        return counted - (counted - actual) * (counted > actual)
+
+    def adapter_steps(self, steps: Any) -> Any:
+        """Frames that one convolution of the adapter, padded by a frame at both ends, makes of `steps`; 0 of none."""
+        return steps_after(steps + 2, self.adapter_kernel_size, self.adapter_stride) * (steps > 0)
+
+    @property
+    def output_width(self) -> int:
+        """Features of each frame that leaves the encoder, or its adapter."""
+        return (self.output_hidden_size if self.add_adapter else 0) or self.hidden_size
 
     @property
     def min_samples(self) -> int:
@@ -204,11 +251,16 @@ def steps_after(steps: Any, kernel: int, stride: int) -> Any:
     return count * (count > 0)  # works alike on Python, NumPy and JAX integers
 
 
+def is_retrieval(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a retrieval model that this package has exported."""
+    return config.get(_HEAD_KEY) == "retrieval"
+
+
 def _architectures(config: Mapping[str, Any]) -> Sequence[str]:
     """`architectures` of a `config.json`: a list of class names, empty where there is none."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"config.json: architectures is {_shown(names)}; it must be a list of class names.")
+        raise InputError(f"config.json: architectures is {shown(names)}; it must be a list of class names.")
     return names
 
 
@@ -219,14 +271,14 @@ def _count_labels(config: Mapping[str, Any]) -> Any:
         found = config.get("num_labels")
         return 2 if found is None else found
     if not isinstance(labels, Mapping) or not all(str(key).isdecimal() for key in labels):
-        raise InputError(f'config.json: id2label is {_shown(labels)}; it must be like {{"0": "yes", "1": "no"}}.')
+        raise InputError(f'config.json: id2label is {shown(labels)}; it must be like {{"0": "yes", "1": "no"}}.')
     return len(labels)
 
 
 def _check(config: ModelConfig) -> None:
     """Raises `InputError` where a field is of the wrong type or size, or the fields do not fit together."""
     for field in dataclasses.fields(config):
-        _check_field(field, getattr(config, field.name))
+        check_field(field, getattr(config, field.name))
     if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
         raise InputError(
             f"conv_dim {config.conv_dim}, conv_kernel {config.conv_kernel} and conv_stride {config.conv_stride} "
@@ -251,54 +303,13 @@ def _check(config: ModelConfig) -> None:
             f"layer_norm_eps is {config.layer_norm_eps} and initializer_range {config.initializer_range}; the first "
             "must be greater than 0, the second at least 0."
         )
-    if config.head not in ("ctc", "classification", None):
-        raise InputError(f"head is {config.head!r}; it must be 'ctc' or 'classification'.")
-
-
-def _check_field(field: dataclasses.Field, value: Any) -> None:
-    """Raises `InputError` unless a field's value is of its type, numbers are finite, and sizes sane."""
-    least = 0 if field.name in _MAY_BE_ZERO else 1
-    if field.type is int:
-        wanted, holds = f"a whole number from {least} to {_LARGEST_SIZE}", _is_size(value, least)
-    elif field.type is float:
-        wanted = "a finite number"
-        holds = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
-    elif field.type is bool:
-        wanted, holds = "true or false", isinstance(value, bool)
-    elif field.type is str:
-        wanted, holds = "a string", isinstance(value, str)
-    elif field.type == tuple[int, ...]:
-        wanted = f"a list of 1 to {_MOST_CONVOLUTIONS} whole numbers from 1 to {_LARGEST_SIZE}"
-        holds = isinstance(value, tuple) and 1 <= len(value) <= _MOST_CONVOLUTIONS
-        holds = holds and all(_is_size(item, 1) for item in value)
-    else:  # the head, which has a check of its own
-        return
-    if not holds:
-        raise InputError(f"{field.name} is {_shown(value)}; it must be {wanted}.")
-
-
-def _from_json(field: dataclasses.Field, value: Any) -> Any:
-    """A field's value from its JSON, which has lists for tuples, and no difference between 0 and 0.0."""
-    value = tuple(value) if isinstance(value, list) else value
-    _check_field(field, value)
-    return float(value) if field.type is float else value
-
-
-def _is_size(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST_SIZE
-
-
-def _is_finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond any float
-        return False
-
-
-def _shown(value: Any) -> str:
-    """A value in an error message, shortened."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if config.add_adapter and config.head in ("classification", "retrieval"):
+        raise InputError(
+            "The configuration has add_adapter true, and Transformers has no sequence classification with an adapter. "
+            "Choose a checkpoint without it."
+        )
+    if config.head not in ("ctc", "classification", "retrieval", None):
+        raise InputError(f"head is {config.head!r}; it must be 'ctc', 'classification' or 'retrieval'.")
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
@@ -307,11 +318,6 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if model_type != "wav2vec2":
         raise InputError(
             f"config.json has model_type {model_type!r}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
-        )
-    if config.get("add_adapter"):
-        raise InputError(
-            "config.json has add_adapter true: the convolutional adapter after the encoder comes with a later "
-            "version. Choose a checkpoint without it."
         )
     if config.get("adapter_attn_dim") is not None:
         raise InputError(

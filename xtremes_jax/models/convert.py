@@ -1,6 +1,7 @@
 """Names and layouts of parameters, both ways: Hugging Face Transformers <-> ours, strict about both sides."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.model import (
+    AnyConfig,
     Params,
     abstract_model,
     build_model,
@@ -17,6 +18,7 @@ from xtremes_jax.models.model import (
     split_params,
     unflatten_params,
 )
+from xtremes_jax.models.translation_config import TranslationConfig
 
 _NAMES_SHOWN = 20
 
@@ -38,7 +40,7 @@ _CONV = Transform(ours=lambda x: x.transpose(2, 1, 0), theirs=lambda x: x.transp
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of the table: `{i}` stands for a convolution, `{layer}` for an encoder layer (ours are stacked)."""
+    """One line of a table: `{i}` stands for a convolution, `{layer}` for a Transformer layer (ours are stacked)."""
 
     ours: str
     theirs: str
@@ -53,9 +55,15 @@ def _norm(ours: str, theirs: str) -> list[Rule]:
     return [Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")]
 
 
+def within_translation(name: str) -> str:
+    """The name, in a translation model, of a part of the encoder."""
+    return f"encoder.{name.removeprefix('wav2vec2.')}"
+
+
 _EXTRACTOR = "wav2vec2.feature_extractor.conv_layers"
 _PROJECTION = "wav2vec2.feature_projection"
 _ENCODER = "wav2vec2.encoder"
+_ADAPTER = "wav2vec2.adapter"
 _POSITIONS = f"{_ENCODER}.pos_conv_embed"
 _WEIGHT_NORM = f"{_POSITIONS}.conv.parametrizations.weight"
 
@@ -84,21 +92,64 @@ TABLE: tuple[Rule, ...] = (
     ),
     *_norm(f"{_ENCODER}.layers.layer_norm", f"{_ENCODER}.layers.{{layer}}.layer_norm"),
     *_norm(f"{_ENCODER}.layers.final_layer_norm", f"{_ENCODER}.layers.{{layer}}.final_layer_norm"),
+    *_linear(f"{_ADAPTER}.proj", f"{_ADAPTER}.proj"),
+    *_norm(f"{_ADAPTER}.proj_layer_norm", f"{_ADAPTER}.proj_layer_norm"),
+    Rule(f"{_ADAPTER}.layers.{{i}}.conv.kernel", f"{_ADAPTER}.layers.{{i}}.conv.weight", _CONV),
+    Rule(f"{_ADAPTER}.layers.{{i}}.conv.bias", f"{_ADAPTER}.layers.{{i}}.conv.bias"),
     *_linear("lm_head", "lm_head"),
     *_linear("projector", "projector"),
     *_linear("classifier", "classifier"),
     Rule("layer_weights", "layer_weights"),
 )
-"""Every parameter of every model here, under both names."""
+"""Every parameter of an encoder and of its heads, under both names."""
 
-_HEADS = ("lm_head", "projector", "classifier", "layer_weights")
-_PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
+_DECODER = "decoder.model.decoder"
+_DECODER_LAYER = f"{_DECODER}.layers.{{layer}}"
+
+TRANSLATION_TABLE: tuple[Rule, ...] = (
+    *(
+        Rule(within_translation(rule.ours), within_translation(rule.theirs), rule.transform)
+        for rule in TABLE
+        if rule.ours.startswith("wav2vec2.")
+    ),
+    *_linear("enc_to_dec_proj", "enc_to_dec_proj"),
+    Rule("decoder.embed_tokens.embedding", f"{_DECODER}.embed_tokens.weight"),
+    Rule("decoder.embed_positions.embedding", f"{_DECODER}.embed_positions.weight"),
+    *(
+        rule
+        for attention in ("self_attn", "encoder_attn")
+        for name in ("k_proj", "v_proj", "q_proj", "out_proj")
+        for rule in _linear(f"decoder.layers.{attention}.{name}", f"{_DECODER_LAYER}.{attention}.{name}")
+    ),
+    *_linear("decoder.layers.fc1", f"{_DECODER_LAYER}.fc1"),
+    *_linear("decoder.layers.fc2", f"{_DECODER_LAYER}.fc2"),
+    *(
+        rule
+        for name in ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+        for rule in _norm(f"decoder.layers.{name}", f"{_DECODER_LAYER}.{name}")
+    ),
+    *_norm("decoder.layernorm_embedding", f"{_DECODER}.layernorm_embedding"),
+    *_norm("decoder.layer_norm", f"{_DECODER}.layer_norm"),
+)
+"""Every parameter of a translation model, under both names. The tied output is its embedding of tokens."""
+
+_TEMPERATURE = "logit_scale"
+"""The one parameter that is kept in config.json: Transformers' classifier has no tensor for it."""
+
+HEADS = ("lm_head", "projector", "classifier", "layer_weights")
+PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
 _OLD_SPELLINGS = {
     f"{_POSITIONS}.conv.weight_g": f"{_WEIGHT_NORM}.original0",
     f"{_POSITIONS}.conv.weight_v": f"{_WEIGHT_NORM}.original1",
 }
+_OLD_SPELLINGS_IN_TRANSLATION = {
+    within_translation(old): within_translation(new) for old, new in _OLD_SPELLINGS.items()
+}
 _BACKBONE_ROOTS = ("feature_extractor", "feature_projection", "masked_spec_embed", "encoder", "adapter")
-_MASK_VECTOR = "wav2vec2.masked_spec_embed"
+MASK_VECTORS = ("wav2vec2.masked_spec_embed", "encoder.masked_spec_embed")
+EMBEDDING = f"{_DECODER}.embed_tokens.weight"
+TIED_OUTPUT = "decoder.lm_head.weight"
+"""In a translation checkpoint, the same tensor as `EMBEDDING`: either or both may be there."""
 
 
 @dataclass(frozen=True)
@@ -114,36 +165,44 @@ class Report:
 
 
 @functools.cache
-def _rules(config: ModelConfig) -> dict[str, Rule]:
+def _rules(config: AnyConfig) -> dict[str, Rule]:
     """Our dotted name -> its rule, for every parameter of a model; `{i}` is filled in, `{layer}` is not.
 
     Raises:
         KeyError: a parameter has no line in the table (a mistake in this package).
     """
-    concrete: dict[str, Rule] = {}
-    for rule in TABLE:
-        for index in range(len(config.conv_dim) if "{i}" in rule.ours else 1):
-            ours = rule.ours.replace("{i}", str(index))
-            concrete[ours] = Rule(ours, rule.theirs.replace("{i}", str(index)), rule.transform)
-    return {name: concrete[name] for name in _shapes(config)}
+    table = {rule.ours: rule for rule in (TRANSLATION_TABLE if isinstance(config, TranslationConfig) else TABLE)}
+    rules = {}
+    for name in _shapes(config):
+        if name == _TEMPERATURE:
+            continue
+        rule = table[re.sub(r"\.\d+\.", ".{i}.", name)]
+        index = "".join(re.findall(r"\.(\d+)\.", name))
+        rules[name] = Rule(name, rule.theirs.replace("{i}", index), rule.transform)
+    return rules
 
 
 @functools.cache
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     """Our dotted name -> shape, without computing anything."""
     _, params = split_params(abstract_model(config))
     return {name: tuple(leaf.shape) for name, leaf in flatten_params(params).items()}
 
 
-def _their_names(rule: Rule, config: ModelConfig) -> list[str]:
+def _their_names(rule: Rule, config: AnyConfig) -> list[str]:
     """The Hugging Face names of one of our parameters: one for each layer if it is stacked."""
     if "{layer}" not in rule.theirs:
         return [rule.theirs]
-    return [rule.theirs.replace("{layer}", str(index)) for index in range(config.num_hidden_layers)]
+    return [rule.theirs.replace("{layer}", str(index)) for index in range(_shapes(config)[rule.ours][0])]
+
+
+def their_names(config: AnyConfig) -> list[str]:
+    """The Hugging Face names of all parameters of a model."""
+    return [name for rule in _rules(config).values() for name in _their_names(rule, config)]
 
 
 def from_huggingface(
-    tensors: Mapping[str, np.ndarray], config: ModelConfig, *, seed: int = 0, replace_head: bool = False
+    tensors: Mapping[str, np.ndarray], config: AnyConfig, *, seed: int = 0, replace_head: bool = False
 ) -> tuple[Params, Report]:
     """Turns the tensors of a Transformers checkpoint into parameters (float32 NumPy arrays).
 
@@ -160,14 +219,44 @@ def from_huggingface(
     Raises:
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
     """
-    names = {_canonical(name): name for name in tensors}
+    heads = () if isinstance(config, TranslationConfig) else HEADS
+    names = {_canonical(name, config): name for name in tensors}
     if len(names) < len(tensors):
         twice = sorted(set(tensors) - set(names.values()))
         raise InputError(f"The checkpoint holds these tensors under two names: {_listed(twice)}.")
+    if isinstance(config, TranslationConfig) and TIED_OUTPUT in names:
+        output = names.pop(TIED_OUTPUT)
+        check_tied(tensors, [names.setdefault(EMBEDDING, output), output])
+    params, absent, missing = fill(tensors, names, config, heads if replace_head else ())
+    unexpected = sorted(set(names) - set(their_names(config)))
+    new_head = [name for name in missing if name.split(".")[0] in heads]
+    _refuse_mismatch(missing, unexpected, set(names), heads)
+    params.update(newly_drawn(config, seed, absent))
+    if not isinstance(config, TranslationConfig) and config.head == "retrieval":
+        params[_TEMPERATURE] = np.float32(config.logit_scale)
+    return unflatten_params(params), Report(tuple(missing), tuple(unexpected), tuple(new_head))
+
+
+def fill(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], config: AnyConfig, may_differ: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Looks up every parameter of a model.
+
+    Args:
+        tensors: the checkpoint.
+        names: canonical name -> name in the checkpoint.
+        config: the model to fill.
+        may_differ: roots of names whose tensors count as absent where their shapes differ.
+
+    Returns:
+        The parameters found, and those that were not, under our names and under theirs.
+
+    Raises:
+        InputError: a shape differs.
+    """
     params: dict[str, np.ndarray] = {}
-    absent: list[str] = []  # our names
-    missing: list[str] = []  # their names
-    used: set[str] = set()
+    absent: list[str] = []
+    missing: list[str] = []
     for ours, rule in _rules(config).items():
         theirs = _their_names(rule, config)
         found = [name for name in theirs if name in names]
@@ -175,24 +264,30 @@ def from_huggingface(
             absent.append(ours)
             missing += [name for name in theirs if name not in names]
             continue
-        used.update(theirs)
-        arrays = [_read(tensors[names[name]], name, rule, ours, config, replace_head) for name in theirs]
+        arrays = [_read(tensors[names[name]], name, rule, ours, config, may_differ) for name in theirs]
         if arrays[0] is None:
             absent.append(ours)
             missing += theirs
         else:
             params[ours] = np.stack(arrays) if "{layer}" in rule.theirs else arrays[0]
-    unexpected = sorted(set(names) - used)
-    new_head = [name for name in missing if name.split(".")[0] in _HEADS]
-    _refuse_mismatch(missing, unexpected, set(names))
-    if absent:
-        params.update(_newly_drawn(config, seed, absent))
-    return unflatten_params(params), Report(tuple(missing), tuple(unexpected), tuple(new_head))
+    return params, absent, missing
 
 
-def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
+def check_tied(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
+    """Raises `InputError` unless the tensors of these names, which are to be one, are equal."""
+    first, *others = dict.fromkeys(names)
+    for name in others:
+        if not np.array_equal(tensors[first], tensors[name]):
+            raise InputError(
+                f"{first} and {name} differ in the checkpoint: only decoders whose output is tied to their embedding "
+                "of tokens are implemented."
+            )
+
+
+def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
     """Turns parameters into the tensors of a Transformers checkpoint (float32, modern weight-norm spelling).
 
+    The temperature of a retrieval model is no tensor: it goes into the configuration (`ModelConfig.logit_scale`).
     `masked_spec_embed` is left out where both masking probabilities are 0, since Transformers' model has none then.
 
     Raises:
@@ -200,8 +295,8 @@ def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]
     """
     flat = flatten_params(params)
     rules = _rules(config)
-    if flat.keys() != rules.keys():
-        wrong = sorted(flat.keys() ^ rules.keys())
+    if flat.keys() != _shapes(config).keys():
+        wrong = sorted(flat.keys() ^ _shapes(config).keys())
         raise InputError(f"These parameters do not belong to this configuration, or are missing: {_listed(wrong)}.")
     tensors: dict[str, np.ndarray] = {}
     for ours, rule in rules.items():
@@ -211,20 +306,29 @@ def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]
         parts = list(array) if "{layer}" in rule.theirs else [array]
         for name, part in zip(_their_names(rule, config), parts, strict=True):
             tensors[name] = np.ascontiguousarray(rule.transform.theirs(part))
-    if config.mask_time_prob == 0 and config.mask_feature_prob == 0:
-        del tensors[_MASK_VECTOR]
+    encoder = config.encoder if isinstance(config, TranslationConfig) else config
+    if encoder.mask_time_prob == 0 and encoder.mask_feature_prob == 0:
+        for name in MASK_VECTORS:
+            tensors.pop(name, None)
     return tensors
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, config: AnyConfig) -> str:
     """A checkpoint's name in the spelling of the table."""
+    if isinstance(config, TranslationConfig):
+        return _OLD_SPELLINGS_IN_TRANSLATION.get(name, name)
+    return backbone_name(name)
+
+
+def backbone_name(name: str) -> str:
+    """A name of an encoder's checkpoint in the spelling of the table."""
     if name.split(".")[0] in _BACKBONE_ROOTS:
         name = f"wav2vec2.{name}"
     return _OLD_SPELLINGS.get(name, name)
 
 
 def _read(
-    tensor: np.ndarray, name: str, rule: Rule, ours: str, config: ModelConfig, replace_head: bool
+    tensor: np.ndarray, name: str, rule: Rule, ours: str, config: AnyConfig, may_differ: tuple[str, ...]
 ) -> np.ndarray | None:
     """One tensor in our layout; None if it is a head of another shape that is to be replaced."""
     array = np.asarray(tensor)
@@ -232,26 +336,33 @@ def _read(
     in_theirs = rule.transform.theirs(np.broadcast_to(np.float32(0), expected)).shape
     if array.shape == in_theirs:
         return rule.transform.ours(array.astype(np.float32))
-    if replace_head and name.split(".")[0] in _HEADS:
+    root = name.split(".")[0]
+    if root in may_differ:
         return None
-    hint = " To train a new head, choose a new vocabulary or label set." if name.split(".")[0] in _HEADS else ""
+    is_head = root in HEADS and not isinstance(config, TranslationConfig)
+    hint = " To train a new head, choose a new vocabulary or label set." if is_head else ""
     raise InputError(
         f"{name} has shape {tuple(array.shape)} in the checkpoint, and {in_theirs} in the model that its "
         f"configuration describes.{hint}"
     )
 
 
-def _refuse_mismatch(missing: Iterable[str], unexpected: Iterable[str], held: set[str]) -> None:
+def _refuse_mismatch(missing: Iterable[str], unexpected: Iterable[str], held: set[str], heads: tuple[str, ...]) -> None:
     """Raises `InputError` for what is neither a new head, nor the mask vector, nor a known leftover."""
-    part_of_head = {name.split(".")[0] for name in held} & set(_HEADS)
+    part_of_head = {name.split(".")[0] for name in held} & set(heads)
     lacking = [
         name
         for name in missing
-        if name != _MASK_VECTOR
+        if name not in MASK_VECTORS
         # A head may be absent as a whole, or replaced; one that lacks a tensor is a damaged checkpoint.
-        and not (name.split(".")[0] in _HEADS and (name in held or name.split(".")[0] not in part_of_head))
+        and not (name.split(".")[0] in heads and (name in held or name.split(".")[0] not in part_of_head))
     ]
-    unknown = [name for name in unexpected if name.split(".")[0] not in (*_HEADS, *_PRETRAINING_LEFTOVERS)]
+    leftovers = (*heads, *PRETRAINING_LEFTOVERS) if heads else ()
+    refuse(lacking, [name for name in unexpected if name.split(".")[0] not in leftovers])
+
+
+def refuse(lacking: list[str], unknown: list[str]) -> None:
+    """Raises `InputError` where a checkpoint lacks tensors, or holds unknown ones."""
     if not lacking and not unknown:
         return
     parts = []
@@ -260,13 +371,15 @@ def _refuse_mismatch(missing: Iterable[str], unexpected: Iterable[str], held: se
     if unknown:
         parts.append(f"holds tensors that this model has no place for: {_listed(unknown)}")
     raise InputError(
-        f"The checkpoint {', and it '.join(parts)}. Its config.json and its weights are not of one wav2vec 2.0 model; "
-        "check the directory."
+        f"The checkpoint {', and it '.join(parts)}. Its config.json and its weights are not of one model; check the "
+        "directory."
     )
 
 
-def _newly_drawn(config: ModelConfig, seed: int, names: list[str]) -> dict[str, np.ndarray]:
+def newly_drawn(config: AnyConfig, seed: int, names: list[str]) -> dict[str, np.ndarray]:
     """Newly initialised parameters of these names; XLA leaves out the drawing of all others."""
+    if not names:
+        return {}
 
     def draw() -> dict[str, jax.Array]:
         _, params = split_params(build_model(config, seed=jax.random.key(seed)))

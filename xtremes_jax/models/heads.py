@@ -1,5 +1,6 @@
-"""What is said of the encoder's frames: a label distribution for each (CTC), or one for the clip (classification)."""
+"""What is said of the encoder's frames: a label of each (CTC), a class of the clip, or its embedding (retrieval)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -42,3 +43,19 @@ def classification_logits(
         total = jnp.sum(jnp.where(valid, projected, 0.0), axis=1)
         pooled = total / jnp.maximum(lengths, 1)[:, None].astype(jnp.float32)
     return classifier(pooled).astype(jnp.float32)
+
+
+def unit_embeddings(
+    projector: Linear,
+    classifier: Linear,
+    hidden: Float[Array, "batch frames features"],
+    lengths: Int[Array, " batch"] | None,
+) -> Float[Array, "batch embedding"]:
+    """Embeddings of Euclidean length 1, in float32: `classification_logits`, divided by their norm.
+
+    So they are what `Wav2Vec2ForSequenceClassification` gives with these weights, normalised. A row that the two maps
+    send to 0 (a filler row under a bias of 0) stays 0, with a finite gradient.
+    """
+    pooled = classification_logits(projector, classifier, hidden, lengths)
+    square = jnp.sum(jnp.square(pooled), axis=-1, keepdims=True)
+    return pooled * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))

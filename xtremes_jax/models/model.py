@@ -5,21 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.encoder import Encoder
-from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
-from xtremes_jax.models.heads import classification_logits, ctc_logits
+from xtremes_jax.models.frontend import prepare_waveform
+from xtremes_jax.models.heads import classification_logits, ctc_logits, unit_embeddings
 from xtremes_jax.models.layers import linear
-from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
-from xtremes_jax.models.products import spread
-
-HostOrDevice = np.ndarray | Array
-"""Arrays that a model takes: NumPy's too."""
+from xtremes_jax.models.masking import Randomness
+from xtremes_jax.models.translation import TranslationModel
+from xtremes_jax.models.translation_config import TranslationConfig
 
 Params = dict[str, Any]
 """A nested dict of arrays, keyed by strings as the modules are named."""
@@ -29,63 +26,12 @@ class ModelOutput(NamedTuple):
     """What a model says of a batch."""
 
     logits: Float[Array, "batch frames vocabulary"] | Float[Array, "batch labels"]
-    """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count."""
+    """float32; for CTC a distribution per frame, of which the first `logit_lengths` of each row count; for retrieval
+    the embeddings, `[batch, embedding]` of length 1."""
     logit_lengths: Int[Array, " batch"] | None
-    """Valid frames of each row for CTC; None for classification."""
-
-
-class Wav2Vec2(nnx.Module):
-    """The model without a head: front end, projection, SpecAugment, encoder (`Wav2Vec2Model`)."""
-
-    def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
-        self.config = config
-        self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
-        self.feature_projection = FeatureProjection(config, dtype=dtype, rngs=rngs)
-        self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
-        self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
-
-    def __call__(
-        self,
-        waveform: Float[Array, "batch samples"],
-        audio_lengths: Int[Array, " batch"] | None,
-        randomness: Randomness | None,
-        layer_weights: Float[Array, " layers_and_input"] | None = None,
-    ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"] | None]:
-        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row."""
-        x = self.feature_extractor(waveform, audio_lengths)
-        lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
-        x = self.feature_projection(x, randomness)
-        x = self._spec_augment(x, lengths, randomness)
-        last, mixed = self.encoder(x, lengths, randomness, layer_weights)
-        return (last if mixed is None else mixed), lengths
-
-    def _spec_augment(self, x: Array, lengths: Array | None, randomness: Randomness | None) -> Array:
-        """Masks spans of frames with a learned vector, and spans of features with zeros (Park et al. 2019)."""
-        config = self.config
-        if randomness is None or not config.apply_spec_augment:
-            return x
-        batch, frames, features = x.shape
-        if config.mask_time_prob > 0:
-            masked = spec_augment_mask(
-                fold(randomness, TIME_MASK),
-                jnp.full((batch,), frames, jnp.int32) if lengths is None else lengths,
-                frames,
-                mask_prob=config.mask_time_prob,
-                mask_length=config.mask_time_length,
-                min_masks=config.mask_time_min_masks,
-            )
-            x = jnp.where(masked[:, :, None], spread(self.masked_spec_embed[...], x.shape, x.dtype), x)
-        if config.mask_feature_prob > 0:
-            masked = spec_augment_mask(
-                fold(randomness, FEATURE_MASK),
-                jnp.full((batch,), features, jnp.int32),
-                features,
-                mask_prob=config.mask_feature_prob,
-                mask_length=config.mask_feature_length,
-                min_masks=config.mask_feature_min_masks,
-            )
-            x = jnp.where(masked[:, None, :], jnp.zeros((), x.dtype), x)
-        return x
+    """Valid frames of each row for CTC; None for classification and retrieval."""
+    logit_scale: Float[Array, ""] | None = None
+    """Retrieval: the learned logarithm of what cosines are multiplied with in the contrastive loss."""
 
 
 class SpeechModel(nnx.Module):
@@ -99,7 +45,7 @@ class SpeechModel(nnx.Module):
         if config.head is None:
             raise InputError(
                 "This configuration has no head. Choose one with ModelConfig.from_huggingface(..., head='ctc' or "
-                "'classification'), or load a checkpoint that was fine-tuned."
+                "'classification' or 'retrieval'), or load a checkpoint that was fine-tuned."
             )
         self.config = config
         self.wav2vec2 = Wav2Vec2(config, dtype=dtype, remat=remat, rngs=rngs)
@@ -107,7 +53,7 @@ class SpeechModel(nnx.Module):
             # In half precision the products are still summed, and the logits given, in float32.
             self.lm_head = linear(
                 config,
-                config.hidden_size,
+                config.output_width,
                 config.vocab_size,
                 dtype=dtype,
                 rngs=rngs,
@@ -120,6 +66,8 @@ class SpeechModel(nnx.Module):
         if config.use_weighted_layer_sum:
             states = config.num_hidden_layers + 1
             self.layer_weights = nnx.Param(jnp.full((states,), 1.0 / states, jnp.float32))
+        if config.head == "retrieval":
+            self.logit_scale = nnx.Param(jnp.full((), config.logit_scale, jnp.float32))
 
     def __call__(
         self,
@@ -144,24 +92,31 @@ class SpeechModel(nnx.Module):
             audio_lengths = jnp.asarray(audio_lengths)
         config = self.config
         waveform = prepare_waveform(audio, audio_lengths, normalize=config.normalize_waveform)
-        weighted = config.head == "classification" and config.use_weighted_layer_sum
+        weighted = config.head != "ctc" and config.use_weighted_layer_sum
         weights = jax.nn.softmax(self.layer_weights[...]) if weighted else None
         hidden, lengths = self.wav2vec2(waveform, audio_lengths, randomness, weights)
         if config.head == "classification":
             return ModelOutput(classification_logits(self.projector, self.classifier, hidden, lengths), None)
+        if config.head == "retrieval":
+            embeddings = unit_embeddings(self.projector, self.classifier, hidden, lengths)
+            return ModelOutput(embeddings, None, self.logit_scale[...])
         logits = ctc_logits(self.lm_head, hidden, dropout_rate=config.final_dropout, randomness=randomness)
         if lengths is None:
             lengths = jnp.full((audio.shape[0],), logits.shape[1], jnp.int32)
         return ModelOutput(logits, lengths)
 
 
+AnyConfig = ModelConfig | TranslationConfig
+AnyModel = SpeechModel | TranslationModel
+
+
 def build_model(
-    config: ModelConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
-) -> SpeechModel:
+    config: AnyConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
+) -> AnyModel:
     """A model with newly drawn float32 parameters, distributed as Transformers draws them.
 
     Args:
-        config: architecture and head.
+        config: architecture and head, or encoder and decoder.
         seed: an integer or a JAX key; the same seed gives the same parameters. With a key this can be traced, so that
             `jax.jit` with `out_shardings` may create large parameters where they will live.
         dtype: what is computed in (float32, bfloat16 or float16); parameters, waveform statistics, norms, softmax and
@@ -171,21 +126,22 @@ def build_model(
     Raises:
         InputError: the configuration has no head, or the policy is unknown.
     """
-    return SpeechModel(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
+    kind = TranslationModel if isinstance(config, TranslationConfig) else SpeechModel
+    return kind(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
 
 
-def abstract_model(config: ModelConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> SpeechModel:
+def abstract_model(config: AnyConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> AnyModel:
     """The same model with `jax.ShapeDtypeStruct` in place of arrays: nothing is computed or allocated."""
     return nnx.eval_shape(lambda: build_model(config, seed=jax.random.key(0), dtype=dtype, remat=remat))
 
 
-def split_params(model: SpeechModel) -> tuple[Any, Params]:
+def split_params(model: AnyModel) -> tuple[Any, Params]:
     """A model as a hashable graph definition (static under `jax.jit`) and a nested dict of arrays."""
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
-def merge(graphdef: Any, params: Params) -> SpeechModel:
+def merge(graphdef: Any, params: Params) -> AnyModel:
     """The inverse of `split_params`; cheap enough to be called inside every step."""
     return nnx.merge(graphdef, params)
 
@@ -222,13 +178,14 @@ def path_name(path: str | Sequence[Any]) -> str:
 
 def is_feature_encoder(path: str | Sequence[Any]) -> bool:
     """Whether a parameter belongs to the convolutional front end, which `freeze_feature_encoder` freezes."""
-    return path_name(path).startswith("wav2vec2.feature_extractor.")
+    return path_name(path).startswith(("wav2vec2.feature_extractor.", "encoder.feature_extractor."))
 
 
 def decays(path: str | Sequence[Any]) -> bool:
     """Whether weight decay applies to a parameter: as in Transformers' Trainer, to all but biases and norms.
 
-    Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay.
+    Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay; the temperature does not.
     """
     *parents, leaf = path_name(path).split(".")
-    return leaf != "bias" and not any(name.endswith("_norm") for name in parents)
+    is_norm = any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
+    return leaf not in ("bias", "logit_scale") and not is_norm

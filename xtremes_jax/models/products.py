@@ -40,6 +40,31 @@ def _summed_product(x: Float[Array, "*rows inputs"], gradient: Float[Array, "*ro
     return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
 
+@jax.custom_vjp
+def compare(
+    x: Float[Array, "*rows features"], table: Float[Array, "vocabulary features"]
+) -> Float[Array, "*rows vocabulary"]:
+    """`x @ table.T` in float32, the float32 table cast to the dtype of `x`: the logits of a tied embedding.
+
+    Not `multiply` with a transposed table, whose gradient in half precision does not compile on CPUs.
+    """
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, table.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+
+
+def _compare_forward(x: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+    return compare(x, table), (x, table)
+
+
+def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, table = saved
+    gradient = gradient.astype(x.dtype)
+    return jnp.matmul(gradient, table.astype(x.dtype)), _summed_product(gradient, x)
+
+
+compare.defvjp(_compare_forward, _compare_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[Array, "batch steps inputs"], kernel: Float[Array, "width inputs outputs"], stride: int

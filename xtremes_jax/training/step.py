@@ -1,22 +1,28 @@
 """The training and the evaluation step: pure functions of (state, batch), each under one `jax.jit`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.models import Randomness, merge, unflatten_params
-from xtremes_jax.training.losses import Objective
+from xtremes_jax.models import GenerationConfig, Randomness, generate_from_hidden, merge, unflatten_params
+from xtremes_jax.training.accumulation import accumulate, split_micro_batches
+from xtremes_jax.training.contrastive import LARGEST_LOGIT_SCALE, pair_value_and_grad
+from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
 from xtremes_jax.training.sharding import replicated
 from xtremes_jax.training.state import TrainState
 
 SHARED_STREAM = 0x7FFFFFFF
 """Folded into a step's key for draws that all rows share; no sample id reaches it."""
+
+NEGATIVES_STREAM = SHARED_STREAM - 1
+"""Folded into a step's key for the draw of negatives; no sample id reaches it either."""
 
 
 class StepMetrics(NamedTuple):
@@ -30,14 +36,18 @@ class StepMetrics(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What evaluation needs of a batch: argmax ids, already on few bytes, and the loss sum."""
+    """What evaluation needs of a batch: predicted ids, already on few bytes, and the loss sum."""
 
     ids: Int[Array, "batch ..."]
-    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids."""
+    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids; translation:
+    `[batch, tokens]` token ids of what the model has written."""
     lengths: Int[Array, " batch"]
-    """Valid frames of each row; 1 for classification."""
+    """Valid frames or tokens of each row; 1 for classification."""
     loss_sum: Float[Array, ""]
     weight: Float[Array, ""]
+    """What the mean loss is the mean over: clips, and in translation tokens."""
+    cut_off: Bool[Array, " batch"] | None = None
+    """Translation: whether a sentence hit the length limit before its end."""
 
 
 def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
@@ -50,34 +60,54 @@ def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
     return Randomness(rows=rows, shared=jax.random.fold_in(key, SHARED_STREAM))
 
 
-def split_micro_batches(batch: Batch, count: int) -> Batch:
-    """`[batch, ...]` to `[count, batch / count, ...]`, each micro-batch holding every count-th row.
-
-    Taking every count-th row leaves each device's rows on that device; contiguous slices would have to travel.
-    """
-    return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch)
-
-
 def join(graphdef, trainable: dict, frozen: dict):
     """The model with these parameters, which come as flat dicts by dotted name."""
     return merge(graphdef, unflatten_params({**trainable, **frozen}))
 
 
-def accumulate(function: Callable, batch: Batch, count: int):
-    """Sum of `function` (micro-batch -> pytree of float32 arrays) over the `count` micro-batches of a batch."""
-    if count == 1:
-        return function(batch)
-    parts = split_micro_batches(batch, count)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda array: array[0], parts))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zero, parts)
-    return total
+def run_model(model, objective: Objective | PairObjective, batch: Batch, randomness: Randomness | None = None):
+    """A model's output for a batch; one that translates is given the labels too, for teacher forcing."""
+    if isinstance(objective, Objective) and objective.kind == "translation":
+        return model(batch.audio, batch.audio_lengths, batch.labels, batch.label_lengths, randomness=randomness)
+    return model(batch.audio, batch.audio_lengths, randomness=randomness)
+
+
+def _make_gradients(graphdef, objective: Objective | PairObjective, accumulation: int) -> Callable:
+    """`(state, batch, key, factor) -> (loss, gradients)`: of the batch's loss sum times `factor`."""
+
+    def forward(trainable, frozen, batch: Batch, key):
+        model = join(graphdef, trainable, frozen)
+        return run_model(model, objective, batch, step_randomness(key, batch.sample_ids))
+
+    def micro_loss(trainable, frozen, batch: Batch, key, factor):
+        return objective.loss_sum(forward(trainable, frozen, batch, key), batch) * factor
+
+    def of_rows(state: TrainState, batch: Batch, key, factor):
+        def value_and_grad(part: Batch):
+            return jax.value_and_grad(micro_loss)(state.trainable, state.frozen, part, key, factor)
+
+        if accumulation == 1:
+            return value_and_grad(batch)
+        return accumulate(value_and_grad, split_micro_batches(batch, accumulation))
+
+    def of_pairs(state: TrainState, batch: Batch, key, factor):
+        def embed(trainable, part: Batch):
+            output = forward(trainable, state.frozen, part, key)
+            return output.logits, output.logit_scale
+
+        def loss_sum(embeddings, logit_scale):
+            draw = jax.random.fold_in(key, NEGATIVES_STREAM)
+            return objective.loss_sum(embeddings, logit_scale, batch, draw) * factor
+
+        return pair_value_and_grad(embed, loss_sum, state.trainable, batch, accumulation)
+
+    return of_pairs if isinstance(objective, PairObjective) else of_rows
 
 
 def make_train_step(
     *,
     graphdef,
-    objective: Objective,
+    objective: Objective | PairObjective,
     optimizer,
     schedule: Callable,
     max_grad_norm: float,
@@ -91,7 +121,7 @@ def make_train_step(
 
     Args:
         graphdef: the model's structure, from `models.split_params`.
-        objective: the loss.
+        objective: the loss; a `PairObjective` for batches of pairs.
         optimizer: optax transformation; `schedule` is its learning rate, for the log.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
         accumulation: micro-batches that each batch is worked off in; the result does not depend on it.
@@ -101,20 +131,13 @@ def make_train_step(
         state_sharding: sharding of each array of the state; pinned, or the second step would compile again.
     """
 
-    def micro_loss(trainable, frozen, batch: Batch, key, factor):
-        model = join(graphdef, trainable, frozen)
-        output = model(batch.audio, batch.audio_lengths, randomness=step_randomness(key, batch.sample_ids))
-        return objective.loss_sum(output, batch) * factor
+    loss_and_gradients = _make_gradients(graphdef, objective, accumulation)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         scale = state.loss_scale.scale
         factor = scale / objective.weight(batch)
-
-        def value_and_grad(part: Batch):
-            return jax.value_and_grad(micro_loss)(state.trainable, state.frozen, part, key, factor)
-
-        loss, gradients = accumulate(value_and_grad, batch, accumulation)
+        loss, gradients = loss_and_gradients(state, batch, key, factor)
         loss = loss / scale
         gradients = jax.tree.map(lambda g: g / scale, gradients)
         norm = global_norm(gradients)
@@ -141,6 +164,8 @@ def _update(state: TrainState, gradients, finite, optimizer, scale_loss: bool) -
     """The next state: updated if the gradients are finite, else with the parameters and moments of before."""
     updates, moments = optimizer.update(gradients, state.optimizer, state.trainable)
     trainable = jax.tree.map(jnp.add, state.trainable, updates)
+    if "logit_scale" in trainable:
+        trainable["logit_scale"] = jnp.minimum(trainable["logit_scale"], LARGEST_LOGIT_SCALE)
 
     def keep(new, old):
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -156,13 +181,44 @@ def _update(state: TrainState, gradients, finite, optimizer, scale_loss: bool) -
     )
 
 
-def make_eval_step(*, graphdef, objective: Objective, mesh: Mesh) -> Callable[..., Prediction]:
-    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness."""
+def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Float[Array, "batch embedding"]]:
+    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> embeddings`, free of randomness."""
+
+    def embed_step(trainable, frozen, batch: Batch) -> Float[Array, "batch embedding"]:
+        return join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths).logits
+
+    return jax.jit(embed_step, out_shardings=replicated(mesh))
+
+
+def make_eval_step(
+    *, graphdef, objective: Objective, mesh: Mesh, generation: GenerationConfig | None = None
+) -> Callable[..., Prediction]:
+    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness.
+
+    Args:
+        graphdef: the model's structure, from `models.split_params`.
+        objective: the loss; label smoothing, a device of training, is left out.
+        mesh: the device mesh.
+        generation: how a translation is searched for.
+    """
+    objective = dataclasses.replace(objective, label_smoothing=0.0)
 
     def eval_step(trainable, frozen, batch: Batch) -> Prediction:
-        output = join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths)
+        model = join(graphdef, trainable, frozen)
+        if objective.kind == "translation":
+            return _translate(model, objective, batch, generation)
+        output = run_model(model, objective, batch)
         ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
         lengths = jnp.ones_like(batch.label_lengths) if output.logit_lengths is None else output.logit_lengths
-        return Prediction(ids, lengths, objective.loss_sum(output, batch), jnp.sum(batch.weight))
+        return Prediction(ids, lengths, objective.loss_sum(output, batch), objective.count(batch))
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
+
+
+def _translate(model, objective: Objective, batch: Batch, generation: GenerationConfig) -> Prediction:
+    """The loss of the reference and the model's own sentence, from one encoding of the speech."""
+    hidden, lengths = model.encode(batch.audio, batch.audio_lengths)
+    forced = model.force(hidden, lengths, batch.labels, batch.label_lengths)
+    written = generate_from_hidden(model, hidden, lengths, generation)
+    loss_sum = objective.loss_sum(forced, batch)
+    return Prediction(written.tokens, written.lengths, loss_sum, objective.count(batch), written.cut_off)

@@ -1,0 +1,125 @@
+"""Flags that say which weights to start from, and how they are regularised while training.
+
+Names, defaults and meanings are those of `run_xtreme_s.py` and of Transformers' `TrainingArguments`; what is ours alone
+is marked "(ours)" in its help.
+"""
+
+from dataclasses import dataclass
+
+from xtremes_jax.arguments.flag import flag
+
+RETRIEVAL_LOSSES = ("contrastive", "margin")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which weights to start from, and how they are regularised while training."""
+
+    model_name_or_path: str | None = flag(
+        None, "Hub id or directory of the Transformers checkpoint to start from.", scoring=True
+    )
+    config_name: str | None = flag(
+        None,
+        "Start from random weights in this shape: a preset (tiny, small, base, xls_r_300m, xls_r_1b, xls_r_2b) or the "
+        "path of a config.json (ours: in Transformers' scripts it only replaces the configuration).",
+    )
+    decoder_name_or_path: str | None = flag(
+        None,
+        "Hub id or directory of the mBART whose decoder is joined to the encoder, for translation (ours).",
+        needs=("train", "translation"),
+    )
+    decoder_config_name: str | None = flag(
+        None,
+        "Join a decoder with random weights in this shape, for translation: a preset (tiny, small, mbart_large) or the "
+        "path of a config.json (ours).",
+        needs=("train", "translation"),
+    )
+    add_adapter: bool | None = flag(
+        None,
+        "Shorten the encoder's output by strided convolutions before the decoder reads it (unset: as the checkpoint "
+        "says, else not).",
+        needs=("train", "translation"),
+    )
+    freeze_encoder: bool = flag(False, "Keep the whole encoder as it was pretrained.", needs=("train", "translation"))
+    freeze_decoder: bool = flag(
+        False,
+        "Keep the decoder as it was pretrained, apart from cross-attention that it did not have (ours).",
+        needs=("train", "translation"),
+    )
+    tokenizer_name_or_path: str | None = flag(
+        None,
+        "Hub id or directory of the tokenizer; without it the vocabulary is made from the targets, unless a pretrained "
+        "decoder brings one.",
+        scoring=True,
+        needs=("text",),
+    )
+    cache_dir: str | None = flag(
+        None, "Folder for downloads and prepared data, in place of the Hugging Face cache.", scoring=True
+    )
+    freeze_feature_encoder: bool = flag(
+        True,
+        "Keep the convolutional front end as it was pretrained.",
+        old=("freeze_feature_extractor",),
+        needs=("train",),
+    )
+    attention_dropout: float = flag(
+        0.0, "Dropout rate of the attention weights.", at_least=0, below=1, needs=("train",)
+    )
+    activation_dropout: float = flag(
+        0.0, "Dropout rate inside the feed-forward blocks.", at_least=0, below=1, needs=("train",)
+    )
+    feat_proj_dropout: float = flag(
+        0.0, "Dropout rate of the projected features.", at_least=0, below=1, needs=("train",)
+    )
+    hidden_dropout: float = flag(
+        0.0, "Dropout rate of the hidden states in the encoder.", at_least=0, below=1, needs=("train",)
+    )
+    final_dropout: float = flag(0.0, "Dropout rate before the CTC head.", at_least=0, below=1, needs=("train", "ctc"))
+    mask_time_prob: float = flag(
+        0.05, "Share of frames that SpecAugment masks, at most.", at_least=0, at_most=1, needs=("train",)
+    )
+    mask_time_length: int = flag(10, "Length of a masked span, in frames.", at_least=1, needs=("train",))
+    mask_feature_prob: float = flag(
+        0.0, "Share of feature channels that SpecAugment masks.", at_least=0, at_most=1, needs=("train",)
+    )
+    mask_feature_length: int = flag(10, "Width of a masked span, in feature channels.", at_least=1, needs=("train",))
+    layerdrop: float = flag(
+        0.0, "Probability of leaving out an encoder layer in a step.", at_least=0, below=1, needs=("train",)
+    )
+    ctc_zero_infinity: bool = flag(
+        False, "Count clips whose transcript cannot be aligned as loss 0, not infinity.", needs=("train", "ctc")
+    )
+    ctc_loss_reduction: str = flag(
+        "mean",
+        "Whether a batch's CTC loss is the mean per label or the sum.",
+        choices=("mean", "sum"),
+        needs=("train", "ctc"),
+    )
+    use_weighted_layer_sum: bool | None = flag(
+        None,
+        "Feed the head for classification or retrieval a learned mix of all layers (ours; unset: as the checkpoint "
+        "says).",
+        needs=("train", "pooled"),
+    )
+    embedding_dim: int | None = flag(
+        None,
+        "Retrieval: width of the embeddings (ours; unset: that of a retrieval checkpoint, else 256).",
+        at_least=1,
+        needs=("train", "retrieval"),
+    )
+    retrieval_loss: str = flag(
+        "contrastive",
+        "Retrieval: symmetric in-batch cross entropy with a learned temperature, or a margin ranking loss with sampled "
+        "negatives (ours).",
+        choices=RETRIEVAL_LOSSES,
+        needs=("train", "retrieval"),
+    )
+    retrieval_margin: float = flag(
+        0.2, "Margin of --retrieval_loss margin, in cosines (ours).", above=0, at_most=2, needs=("train", "retrieval")
+    )
+    retrieval_negatives: int = flag(
+        19,
+        "Negatives that --retrieval_loss margin draws for each query from the other keys of the batch (ours).",
+        at_least=1,
+        needs=("train", "retrieval"),
+    )

@@ -1,0 +1,77 @@
+"""The wav2vec 2.0 model that all heads and decoders stand on: waveforms in, hidden states out."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xtremes_jax.models.adapter import Adapter
+from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.encoder import Encoder
+from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection
+from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
+from xtremes_jax.models.products import spread
+
+HostOrDevice = np.ndarray | Array
+"""Arrays that a model takes: NumPy's too."""
+
+
+class Wav2Vec2(nnx.Module):
+    """The model without a head: front end, projection, SpecAugment, encoder, adapter if any (`Wav2Vec2Model`)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
+        self.config = config
+        self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
+        self.feature_projection = FeatureProjection(config, dtype=dtype, rngs=rngs)
+        self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
+        self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
+        self.adapter = Adapter(config, dtype=dtype, rngs=rngs) if config.add_adapter else None
+
+    def __call__(
+        self,
+        waveform: Float[Array, "batch samples"],
+        audio_lengths: Int[Array, " batch"] | None,
+        randomness: Randomness | None,
+        layer_weights: Float[Array, " layers_and_input"] | None = None,
+    ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"] | None]:
+        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row."""
+        x = self.feature_extractor(waveform, audio_lengths)
+        lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
+        x = self.feature_projection(x, randomness)
+        x = self._spec_augment(x, lengths, randomness)
+        last, mixed = self.encoder(x, lengths, randomness, layer_weights)
+        if self.adapter is not None:
+            last = self.adapter(last, lengths)
+            lengths = None if audio_lengths is None else self.config.num_output_frames(audio_lengths)
+        return (last if mixed is None else mixed), lengths
+
+    def _spec_augment(self, x: Array, lengths: Array | None, randomness: Randomness | None) -> Array:
+        """Masks spans of frames with a learned vector, and spans of features with zeros (Park et al. 2019)."""
+        config = self.config
+        if randomness is None or not config.apply_spec_augment:
+            return x
+        batch, frames, features = x.shape
+        if config.mask_time_prob > 0:
+            masked = spec_augment_mask(
+                fold(randomness, TIME_MASK),
+                jnp.full((batch,), frames, jnp.int32) if lengths is None else lengths,
+                frames,
+                mask_prob=config.mask_time_prob,
+                mask_length=config.mask_time_length,
+                min_masks=config.mask_time_min_masks,
+            )
+            x = jnp.where(masked[:, :, None], spread(self.masked_spec_embed[...], x.shape, x.dtype), x)
+        if config.mask_feature_prob > 0:
+            masked = spec_augment_mask(
+                fold(randomness, FEATURE_MASK),
+                jnp.full((batch,), features, jnp.int32),
+                features,
+                mask_prob=config.mask_feature_prob,
+                mask_length=config.mask_feature_length,
+                min_masks=config.mask_feature_min_masks,
+            )
+            x = jnp.where(masked[:, None, :], jnp.zeros((), x.dtype), x)
+        return x

@@ -1,0 +1,290 @@
+"""What a run starts from: a checkpoint, its parts, or random weights in a shape; found, and read into parameters."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtremes_jax import hub
+from xtremes_jax.arguments import ModelArguments
+from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.data.subwords import first_token
+from xtremes_jax.errors import InputError
+from xtremes_jax.models import (
+    DECODER_PRESETS,
+    PRESETS,
+    TRANSLATION_MODEL_TYPE,
+    DecoderConfig,
+    GenerationConfig,
+    ModelConfig,
+    Report,
+    TranslationConfig,
+    build_model,
+    flatten_params,
+    from_encoder_and_decoder,
+    from_huggingface,
+    split_params,
+    to_huggingface,
+)
+from xtremes_jax.models.model import Params
+from xtremes_jax.models.weights import read_json_object, read_tensors
+from xtremes_jax.tasks import nearest
+
+_LONGEST = 128
+"""Most tokens of a translation where nobody says."""
+
+
+@dataclass(frozen=True)
+class DecoderStart:
+    """The decoder that a translation run starts from, before its vocabulary and regularisation are set."""
+
+    source: str
+    """Hub id, directory, or the preset or config.json of random weights."""
+    directory: Path | None
+    """Where its weights and its tokenizer lie; None for random weights."""
+    config: dict[str, Any]
+    """Contents of its config.json, or of the joint config's "decoder"."""
+    generation: dict[str, Any] | None
+    """Contents of its generation_config.json; None where there is none, as in older directories."""
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a run starts from, before its own head and regularisation are set."""
+
+    source: str
+    """Hub id, directory, or the preset or config.json of random weights."""
+    directory: Path | None
+    """Where the checkpoint lies; None for random weights."""
+    config: dict[str, Any]
+    """Contents of the checkpoint's config.json."""
+    preprocessor: dict[str, Any]
+    decoder: DecoderStart | None = None
+    """For translation. Its directory is the checkpoint's own where that holds both halves."""
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the checkpoint holds an encoder and a decoder."""
+        return self.config.get("model_type") == TRANSLATION_MODEL_TYPE
+
+    @property
+    def encoder_config(self) -> dict[str, Any]:
+        """Contents of the encoder's config.json."""
+        return self.config["encoder"] if self.is_joint else self.config
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the checkpoint's classes by class id; empty if it names none."""
+        labels = self.config.get("id2label") or {}
+        return [str(labels[key]) for key in sorted(labels, key=int)]
+
+
+def starting_point(
+    model: ModelArguments, *, translation: bool | None = False, token: str | None = None
+) -> StartingPoint:
+    """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
+
+    Args:
+        model: names the checkpoint or the shape, and for translation the decoder's.
+        translation: whether a decoder is needed; None takes what the checkpoint is.
+        token: of the hub.
+
+    Raises:
+        InputError: it is not there, is of another architecture, lacks the decoder that is needed, or has one too many;
+            or its files are damaged.
+    """
+    start = _encoder_or_joint(model, token)
+    if translation is None:
+        translation = start.is_joint
+    if not translation:
+        if start.is_joint:
+            raise InputError(f"{start.source} is a model of speech translation: use it with --task covost2.")
+        return start
+    if start.is_joint:
+        _check_joint(start, model)
+        decoder = DecoderStart(start.source, start.directory, start.config["decoder"], _generation(start.directory))
+    else:
+        decoder = _separate_decoder(start, model, token)
+    return dataclasses.replace(start, decoder=decoder)
+
+
+def _encoder_or_joint(model: ModelArguments, token: str | None) -> StartingPoint:
+    config_name, source = model.config_name, model.model_name_or_path
+    if source is not None:
+        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token)
+        return StartingPoint(source, directory, hub.read_config(directory), hub.read_preprocessor(directory))
+    config = _shape(config_name, "--config_name", PRESETS)
+    # As published models have it: those with a group norm were trained without attention mask.
+    masked = config.get("feat_extract_norm", "group") == "layer"
+    preprocessor = {"do_normalize": True, "return_attention_mask": masked, "sampling_rate": SAMPLE_RATE}
+    return StartingPoint(config_name, None, config, preprocessor)
+
+
+def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
+    """Contents of the config.json that a preset, a directory or a file stands for."""
+    path = Path(name)
+    if path.is_dir():
+        return hub.read_config(path)
+    if path.suffix == ".json":
+        return read_json_object(path)
+    if name in presets:
+        return presets[name].to_huggingface()
+    raise InputError(
+        f"{flag} {name} is neither a config.json nor a preset{nearest(name, presets)} Presets: {', '.join(presets)}."
+    )
+
+
+def _check_joint(start: StartingPoint, model: ModelArguments) -> None:
+    for part in ("encoder", "decoder"):
+        if not isinstance(start.config.get(part), dict):
+            raise InputError(
+                f'{start.source}: config.json has no "{part}", so it describes no {TRANSLATION_MODEL_TYPE} model.'
+            )
+    for name in ("decoder_name_or_path", "decoder_config_name"):
+        if getattr(model, name) is not None:
+            raise InputError(
+                f"{start.source} brings a decoder of its own, so --{name} has no place. Drop it, or name an encoder "
+                "alone with --model_name_or_path."
+            )
+
+
+def _separate_decoder(start: StartingPoint, model: ModelArguments, token: str | None) -> DecoderStart:
+    if model.decoder_name_or_path is not None:
+        source = model.decoder_name_or_path
+        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token)
+        return DecoderStart(source, directory, hub.read_config(directory), _generation(directory))
+    if model.decoder_config_name is None:
+        raise InputError(
+            f"{start.source} is an encoder without a decoder, which translation needs. Add --decoder_name_or_path (an "
+            "mBART, for example facebook/mbart-large-50-one-to-many-mmt) or --decoder_config_name (random weights, for "
+            "example small), or name a speech-encoder-decoder model."
+        )
+    name = model.decoder_config_name
+    return DecoderStart(name, None, _shape(name, "--decoder_config_name", DECODER_PRESETS), None)
+
+
+def _generation(directory: Path) -> dict[str, Any] | None:
+    path = directory / "generation_config.json"
+    return read_json_object(path) if path.is_file() else None
+
+
+def configure(start: StartingPoint, head: str, changes: Mapping[str, Any]) -> ModelConfig:
+    """The architecture of a starting point with a head, and with the fields of `changes` set (None leaves a field)."""
+    config = ModelConfig.from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
+    return _changed(config, changes)
+
+
+def configure_translator(
+    start: StartingPoint, encoder: Mapping[str, Any], decoder: Mapping[str, Any]
+) -> TranslationConfig:
+    """The architecture of a starting point of translation, with fields of its halves set (None leaves a field).
+
+    Raises:
+        InputError: a half is of another architecture, or they do not fit together.
+    """
+    if start.is_joint:
+        config = TranslationConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+        changed = _changed(config.decoder, decoder)
+        return dataclasses.replace(config, encoder=_changed(config.encoder, encoder), decoder=changed)
+    reader = _changed(DecoderConfig.from_huggingface(start.decoder.config), decoder)
+    speech = ModelConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+    return TranslationConfig(
+        encoder=_changed(dataclasses.replace(speech, head=None), encoder),
+        decoder=reader,
+        decoder_start_token_id=reader.decoder_start_token_id,
+        eos_token_id=reader.eos_token_id,
+        pad_token_id=reader.pad_token_id,
+    )
+
+
+def generation_config(
+    start: StartingPoint,
+    config: TranslationConfig,
+    tokenizer: Any,
+    *,
+    num_beams: int | None = None,
+    max_length: int | None = None,
+) -> GenerationConfig:
+    """How translations are searched for: as the checkpoint says, but for what is given here.
+
+    Args:
+        start: a starting point of translation.
+        config: the model.
+        tokenizer: the decoder's; a language's token that it puts before every sentence is forced there.
+        num_beams, max_length: None leaves the checkpoint's; where it sets no length, that is 128 tokens.
+
+    Raises:
+        InputError: the checkpoint asks for another search, or for more than the model has.
+    """
+    read = start.decoder.generation
+    if read is not None:
+        found = GenerationConfig.from_huggingface(read, config)
+    else:
+        read = start.config if start.is_joint else start.decoder.config
+        found = GenerationConfig.from_model_config(read, config)
+    if max_length is None and not {"max_length", "max_new_tokens"} & read.keys():
+        max_length = min(_LONGEST, config.decoder.max_position_embeddings)
+    changes = {"num_beams": num_beams, "max_length": max_length}
+    if found.forced_bos_token_id is None:
+        changes["forced_bos_token_id"] = first_token(tokenizer)
+    changed = _changed(found, changes)
+    changed.check_fits(config)
+    return changed
+
+
+def _normalizes(start: StartingPoint) -> bool:
+    return bool(start.preprocessor.get("do_normalize", True))
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def initial_params(
+    start: StartingPoint, config: ModelConfig | TranslationConfig, *, seed: int, replace_head: bool
+) -> tuple[dict[str, np.ndarray], Report | None]:
+    """Parameters by dotted name (float32, on the host), and what of the checkpoint did not match.
+
+    Args:
+        seed: for whatever is drawn anew.
+        replace_head: draw a new head where the checkpoint's has another number of labels, instead of refusing it.
+    """
+    if isinstance(config, TranslationConfig) and not start.is_joint:
+        return _joined_params(start, config, seed)
+    if start.directory is None:
+        return _on_the_host(_draw(config, seed)), None
+    params, report = from_huggingface(read_tensors(start.directory), config, seed=seed, replace_head=replace_head)
+    return flatten_params(params), report
+
+
+def _joined_params(
+    start: StartingPoint, config: TranslationConfig, seed: int
+) -> tuple[dict[str, np.ndarray], Report | None]:
+    """Parameters of an encoder and a decoder, each of them pretrained or random."""
+    folders = {"encoder": start.directory, "decoder": start.decoder.directory}
+    drawn: dict[str, np.ndarray] = {}
+    if None in folders.values():
+        params = _draw(config, seed)
+        if set(folders.values()) == {None}:
+            return _on_the_host(params), None
+        drawn = to_huggingface(params, config)
+    tensors = {
+        part: read_tensors(folder)
+        if folder is not None
+        else {name.removeprefix(f"{part}."): drawn[name] for name in drawn if name.startswith(f"{part}.")}
+        for part, folder in folders.items()
+    }
+    params, report = from_encoder_and_decoder(tensors["encoder"], tensors["decoder"], config, seed=seed)
+    return flatten_params(params), report
+
+
+def _draw(config: ModelConfig | TranslationConfig, seed: int) -> Params:
+    return split_params(jax.jit(lambda: build_model(config, seed=jax.random.key(seed)))())[1]
+
+
+def _on_the_host(params: Params) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in flatten_params(params).items()}
