@@ -79,11 +79,11 @@ def _earlier(path: Path) -> dict[str, Any]:
 def _scores(arguments: "Arguments", corpus: "Corpus", role: str, scored: "ScoredSplit") -> dict[str, Any]:
     data, split = arguments.data, corpus.splits[role]
     most = data.max_predict_samples if role == "predict" else data.max_eval_samples
-    total, samples = len(split.raw.clip_names), scored.metrics["samples"]
+    total = len(split.raw.clip_names)
     return {
         "split": split.name,
-        "samples": samples,
-        "unscored": total - samples,
+        "samples": scored.metrics["samples"],
+        "unscored": scored.unscored,
         # The split was cut, or happens to be just so long.
         "limited_to": most if most is not None and total >= most else None,
         "metrics": scored.scores.average | scored.scores.groups,
