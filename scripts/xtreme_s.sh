@@ -6,7 +6,8 @@
 #   bash scripts/xtreme_s.sh demo-model demo output/xtreme_s_demo     (synthetic speech, random weights, two CPU cores)
 #
 # MODEL is a hub id or directory, or demo-model: random weights of scripts/quickstart_model.json. Each subset has its
-# folder OUT/<task>. After a failure, or when it was stopped, the same command goes on where it was.
+# folder OUT/<task>. After a failure, or when it was stopped, the same command goes on where it was. The score is of all
+# subsets that are finished in OUT, whichever call has run them.
 # DECODER is the hub id or directory of covost2's decoder (demo-model and demo have one of random weights without it),
 # BABEL_DIR the folder of the LDC's packages (babel is left out without it), TASKS the subsets to run in place of all,
 # PYTHON the interpreter.
@@ -25,13 +26,20 @@ if [ $# -gt 0 ]; then
     [ "$1" = "--" ] || fail "$1: flags of xtremes_jax.train come behind --"
     shift
 fi
+extra=("$@")
 python=${PYTHON:-$root/.venv/bin/python}
 command -v "$python" >/dev/null || fail "$python is not there: run scripts/quickstart.sh once, or set PYTHON"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-all="mls voxpopuli fleurs-asr covost2 minds14 fleurs-lang_id fleurs-retrieval"
-[ -z "${BABEL_DIR:-}" ] || all="$all babel"
-read -r -a tasks <<<"${TASKS:-$all}"
+seven="mls voxpopuli fleurs-asr covost2 minds14 fleurs-lang_id fleurs-retrieval"
+all=$seven
+[ -z "${BABEL_DIR:-}" ] || all="$seven babel"
+# Up to the end of the text, which may have several lines; read then reports that there was no delimiter.
+IFS=$' \t\n' read -r -d '' -a tasks <<<"${TASKS:-$all}" || true
+[ ${#tasks[@]} -gt 0 ] || fail "TASKS names no subset: choose from $seven babel"
+case " ${tasks[*]} " in
+    *" babel "*) [ -n "${BABEL_DIR:-}" ] || fail "babel needs the LDC's packages: set BABEL_DIR to their folder" ;;
+esac
 if [ -n "${DECODER:-}" ]; then
     decoder=(--decoder_name_or_path "$DECODER")
 elif [ "$model" = demo-model ] || [ "$dataset" = demo ]; then
@@ -62,44 +70,67 @@ fi
 
 # How long a subset is trained: updates on the demo corpus, epochs on the real one.
 # The metric is the one of the leaderboard, by which the best checkpoint is chosen.
+# Sets `flags` to all that the subset is trained with; those given behind -- come after the script's own and so win.
 settings() {
-    local steps epochs metric
-    own=()
+    local steps epochs metric own=() source=(--dataset_name "$dataset")
     case $1 in
         mls) steps=600 epochs=100 metric=wer ;;
         voxpopuli) steps=350 epochs=10 metric=wer ;;
         fleurs-asr) steps=400 epochs=15 metric=cer ;;
         covost2) steps=450 epochs=10 metric=bleu own=("${decoder[@]}" --predict_with_generate) ;;
-        minds14) steps=250 epochs=50 metric=accuracy ;;
-        fleurs-lang_id) steps=150 epochs=10 metric=accuracy ;;
-        fleurs-retrieval) steps=150 epochs=10 metric=loss ;;
+        minds14) steps=400 epochs=50 metric=accuracy ;;
+        fleurs-lang_id) steps=300 epochs=10 metric=accuracy ;;
+        fleurs-retrieval) steps=300 epochs=10 metric=loss ;;
         babel) steps=400 epochs=20 metric=wer ;;
-        *) fail "TASKS: $1 is none of $all babel" ;;
+        *) fail "TASKS: $1 is none of $seven babel" ;;
     esac
     if [ "$dataset" = demo ]; then
         own+=(--max_steps "$steps")
+        [ "$1" != fleurs-retrieval ] || own+=(--per_device_train_batch_size 24)
+        # Pooled over a whole clip, random weights need smaller steps.
+        case $model/$1 in
+            demo-model/minds14 | demo-model/fleurs-lang_id) own+=(--learning_rate 1e-3) ;;
+        esac
     else
         own+=(--num_train_epochs "$epochs" --metric_for_best_model "$metric")
     fi
+    # The flags given for all subsets come before these: --data_dir may be one of them.
+    [ "$1" != babel ] || source=(--dataset_name google/xtreme_s --data_dir "$BABEL_DIR")
+    flags=(--task "$1" "${start[@]}" "${usual[@]}" "${own[@]}" ${extra[@]+"${extra[@]}"} "${source[@]}"
+        --output_dir "$out/$1")
 }
 
-for task in "${tasks[@]}"; do settings "$task"; done # an unknown task is refused before hours have passed
-mkdir -p "$out"
-folders=()
+finished() {
+    [ -f "$out/$1/run.json" ] && [ -f "$out/$1/predict_results.json" ]
+}
+
+check='import sys
+from xtremes_jax.arguments import parse_arguments
+from xtremes_jax.errors import InputError
+try:
+    parse_arguments(sys.argv[2:])
+except InputError as error:
+    print(f"error: {sys.argv[1]}: {error}", file=sys.stderr)
+    sys.exit(2)'
+
+# An unknown subset, and a flag that one of them does not take, are refused before days have passed.
 for task in "${tasks[@]}"; do
-    folder=$out/$task
-    folders+=("$folder")
-    if [ -f "$folder/run.json" ] && [ -f "$folder/predict_results.json" ]; then
-        echo "== $task is finished: $folder"
+    settings "$task"
+    finished "$task" || "$python" -c "$check" "$task" "${flags[@]}" || {
+        status=$?
+        echo "Flags behind -- go to every subset; nothing has been run. TASKS chooses subsets." >&2
+        exit "$status"
+    }
+done
+mkdir -p "$out"
+for task in "${tasks[@]}"; do
+    if finished "$task"; then
+        echo "== $task is finished: $out/$task"
         continue
     fi
-    echo "== $task -> $folder"
+    echo "== $task -> $out/$task"
     settings "$task"
-    source=(--dataset_name "$dataset")
-    # The flags given for all subsets come before these: --data_dir may be one of them.
-    [ "$task" != babel ] || source=(--dataset_name google/xtreme_s --data_dir "${BABEL_DIR:-}")
-    "$python" -m xtremes_jax.train --task "$task" "${start[@]}" "${usual[@]}" "${own[@]}" "$@" "${source[@]}" \
-        --output_dir "$folder" || {
+    "$python" -m xtremes_jax.train "${flags[@]}" || {
         status=$?
         printf 'error: %s failed (status %s); what came before is kept. Give the same command again to go on.\n' \
             "$task" "$status" >&2
@@ -107,5 +138,9 @@ for task in "${tasks[@]}"; do
     }
 done
 
+folders=()
+for task in $seven babel; do
+    [ ! -f "$out/$task/run.json" ] || folders+=("$out/$task")
+done
 "$python" -m xtremes_jax.score --format json "${folders[@]}" >"$out/score.json"
 "$python" -m xtremes_jax.score "${folders[@]}"

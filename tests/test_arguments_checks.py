@@ -1,5 +1,6 @@
 """Flags that are refused, contradict each other, are missing, filled in or change nothing; scoring; help."""
 
+import json
 import shlex
 
 import pytest
@@ -357,6 +358,14 @@ def test_flags_of_retrieval_are_refused_in_other_tasks(flag):
             )
 
 
+def test_a_null_in_a_json_file_is_no_flag_of_retrieval(tmp_path):
+    nothing = {name: None for name, flag in FLAGS.items() if "retrieval" in flag.metadata["needs"]}
+    assert len(nothing) > 5
+    file = tmp_path / "flags.json"
+    file.write_text(json.dumps({"task": "mls", "config_name": "tiny", "output_dir": "o", "do_train": True} | nothing))
+    assert parse_arguments([str(file)]).selection.task.name == "mls"
+
+
 RETRIEVAL = "--task fleurs-retrieval --do_predict"
 
 
@@ -371,6 +380,17 @@ RETRIEVAL = "--task fleurs-retrieval --do_predict"
         ("--embedding_dim 0", "at least 1"),
         ("--distractor_split_name train", "needs --distractor_dataset_name"),
         ("--distractor_dataset_config_name mls.en", "needs --distractor_dataset_name"),
+        ("--distractor_dataset_name google/xtreme_s", "has many configs. Choose one .* such as mls.en"),
+        ("--dataset_name demo --distractor_dataset_name demo", "right answers would be among the distractors"),
+        (
+            "--dataset_name ./own --distractor_dataset_name own --distractor_dataset_config_name fleurs.en_us",
+            "its split test is what is scored",
+        ),
+        (
+            "--do_eval --distractor_dataset_name google/xtreme_s --distractor_dataset_config_name fleurs.en_us "
+            "--distractor_split_name validation",
+            "its split validation is what is scored",
+        ),
         ("--max_batch_seconds 60", "the same number of pairs in every batch"),
         ("--dataloader_drop_last", "no sentence comes twice in one"),
         ("--per_device_train_batch_size 7", "a pair for retrieval is two clips"),
@@ -388,6 +408,12 @@ def test_what_retrieval_can_honour_is_taken():
     given += "--distractor_split_name test --distractor_dataset_config_name mls.de"
     arguments = parse(f"{RETRIEVAL} {given}", config="fleurs.all")
     assert arguments.notes == () and arguments.selection.key_language == "de"
+    for given in (
+        "--dataset_name demo --distractor_dataset_name demo --distractor_split_name validation",
+        "--dataset_name demo --distractor_dataset_name demo --distractor_dataset_config_name mls.all",
+        "--distractor_dataset_name google/xtreme_s --distractor_dataset_config_name mls.en",
+    ):
+        assert parse(f"{RETRIEVAL} {given}", config="fleurs.all").notes == ()
     arguments = parse("--task fleurs-retrieval --write_embeddings --ctc_zero_infinity True", config="fleurs.all")
     assert arguments.notes == (
         "--write_embeddings has no effect without --do_eval or --do_predict.",

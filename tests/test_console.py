@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from xtremes_jax import console
 from xtremes_jax.tasks import TASKS
 
+RESULTS = {"predict_samples": 4, "predict_bleu": 21.5, "predict_bleu_fr.en": 30.0, "predict_bleu_it.en": 13.0}
 
-def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
-    results = {"predict_samples": 4, "predict_bleu": 21.5, "predict_bleu_fr.en": 30.0, "predict_bleu_it.en": 13.0}
+
+def shown(results, capsys, folder) -> str:
+    """What is printed of a run that has scored a prediction split."""
     split = SimpleNamespace(languages=["fr.en", "it.en", "it.en", "fr.en"])
     arguments = SimpleNamespace(
         selection=SimpleNamespace(task=TASKS["covost2"]),
@@ -15,8 +17,17 @@ def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
         training=SimpleNamespace(do_train=True),
     )
     corpus = SimpleNamespace(splits={"predict": split}, synthetic=False)
-    console.show_results(results, arguments, corpus, tmp_path)
-    out = capsys.readouterr().out
+    console.show_results(results, arguments, corpus, folder)
+    return capsys.readouterr().out
+
+
+def test_results_of_an_earlier_run_on_another_split_are_not_shown(capsys, tmp_path):
+    earlier = {"eval_samples": 9, "eval_bleu": 12.0}
+    assert shown(RESULTS | earlier, capsys, tmp_path) == shown(RESULTS, capsys, tmp_path)
+
+
+def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
+    out = shown(RESULTS, capsys, tmp_path)
     assert "average   21.5000\nfr.en     30.0000\nit.en     13.0000\n" in out
     assert "bleu, high resource languages (without de es ca): 30.00\n" in out
     assert "bleu, mid resource languages (without fa ru pt zh): 13.00\n" in out and "low resource" not in out

@@ -178,6 +178,7 @@ def test_margin_loss_accumulation_and_half_precision_run(corpus, tmp_path):
         ({"target_column_name": "path"}, "none of its 27 utterances"),
         ({"target_column_name": "sentence"}, "no such column"),
         ({"target_column_name": "audio"}, "holds audio, but --task fleurs-retrieval needs the ids of sentences"),
+        ({"per_device_train_batch_size": 2}, "makes one pair an update, which has no negatives to learn from"),
         ({"distractor_dataset_name": "nowhere/at-all"}, "The distractors (--distractor_dataset_name nowhere/at-all)"),
     ],
 )

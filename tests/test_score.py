@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from xtremes_jax import score
+from xtremes_jax.arguments import DataArguments
 from xtremes_jax.evaluation.benchmark import COUNTED
+from xtremes_jax.run_record import FORMAT
 from xtremes_jax.tasks import TASKS
 
 MSLAM = dict(zip(COUNTED, (0.146, 0.101, 0.092, 20.6, 0.733, 0.869), strict=True))
@@ -22,7 +24,13 @@ def record(task: str, value: float, languages=None, **changes) -> dict:
     per_language = {name: metrics for name in (TASKS[task].languages if languages is None else languages)}
     scores = {"split": "test", "samples": 10, "unscored": 0, "limited_to": None, "metrics": metrics,
               "per_language": per_language, **changes}  # fmt: skip
-    return {"format": 1, "task": task, "synthetic": False, "scores": {"predict": scores}}
+    spec = TASKS[task]
+    return {
+        "format": FORMAT, "task": task, "synthetic": False, "dataset": "google/xtreme_s",
+        "target_column": spec.target_column, "key_language": "en" if spec.kind == "retrieval" else None,
+        "chars_to_ignore": list(DataArguments.chars_to_ignore) if spec.predicts_text else None, "distractors": None,
+        "scores": {"predict": scores},
+    }  # fmt: skip
 
 
 def write(folder: Path, name: str, value) -> Path:
@@ -78,7 +86,10 @@ def test_synthetic_and_partial_scores_are_marked(tmp_path, runs, capsys):
     made = record("mls", 0.101, languages=["nl", "pl"], limited_to=20) | {"synthetic": True}
     out = printed(capsys, *runs[:1], write(tmp_path, "demo", made), *runs[2:])
     assert "synthetic speech; 2 of 8 languages; limited number of clips" in out
-    assert "average: 59.7 (SYNTHETIC speech, of parts of the benchmark: not comparable with the published rows)" in out
+    assert (
+        "average: 59.7 (SYNTHETIC speech, not measured as the benchmark does: not comparable with the published rows)"
+        in out
+    )
     assert "not scored: 6 languages" in out
     few = record("covost2", 20.6, languages=["fr.en", "zh-CN.en"])
     out = printed(capsys, write(tmp_path, "few", few))
@@ -135,13 +146,13 @@ def test_a_directory_without_results_says_what_to_do(tmp_path, runs, capsys):
     assert f"holds runs and is none itself. Give them one by one: {tmp_path}/{{covost2,fleurs-asr" in refused(
         capsys, tmp_path
     )
-    assert "format 7, this version reads 1" in refused(capsys, write(tmp_path, "new", {"format": 7}))
+    assert "format 7, this version reads 2" in refused(capsys, write(tmp_path, "new", {"format": 7}))
 
 
 def hostile() -> list:
     """Damaged or hostile contents of a run.json."""
-    values = ["", "[]", "null", "{", '"x"', "[" * 100_000, "1" * 10_000, '{"format": 1, "task": ["mls"]}']
-    values += [{"format": 1, "task": "\x1b[31m"}, {"format": True, "task": "mls"}, b"\xff\xfe".decode("latin-1")]
+    values = ["", "[]", "null", "{", '"x"', "[" * 100_000, "1" * 10_000, '{"format": 2, "task": ["mls"]}']
+    values += [{"format": 2, "task": "\x1b[31m"}, {"format": True, "task": "mls"}, b"\xff\xfe".decode("latin-1")]
     for path, value in [
         (("metrics",), []), (("metrics",), {}), (("metrics", "wer"), "0.1"), (("metrics", "wer"), True),
         (("metrics", "wer"), float("nan")), (("metrics", "wer"), float("inf")), (("metrics", "wer"), -0.1),
@@ -150,6 +161,8 @@ def hostile() -> list:
         (("per_language", "n\nl"), {"wer": 0.1, "cer": 0.1}), (("per_language", "x" * 99), {"wer": 0.1, "cer": 0.1}),
         (("per_language", "nl"), {"wer": 0.1}), (("per_language", "nl"), 3), (("split",), "te\x00st"), (("split",), 5),
         (("unscored",), -1), (("unscored",), 0.5), (("limited_to",), "all"),
+        (("metrics", "wer"), 1e308), (("metrics", "wer"), 10**400), (("metrics", "bleu"), -(10**400)),
+        (("unscored",), 10**4000),
     ]:  # fmt: skip
         made = copy.deepcopy(record("mls", 0.1))
         place = made["scores"]["predict"]
@@ -157,6 +170,12 @@ def hostile() -> list:
             place = place[name]
         place[path[-1]] = value
         values.append(made)
+    for changes in (
+        {"dataset": None}, {"dataset": 3}, {"dataset": ""}, {"target_column": ["x"]}, {"target_column": None},
+        {"key_language": "en"}, {"key_language": 5}, {"chars_to_ignore": None}, {"chars_to_ignore": ["a", 1]},
+    ):  # fmt: skip
+        values.append(record("mls", 0.1) | changes)
+    values += [record("fleurs-retrieval", 0.1) | {"key_language": name} for name in (None, "\x1b[31m", 1)]
     return [*values, record("mls", 0.1) | {"synthetic": "no"}, record("mls", 0.1) | {"scores": {"predict": [1]}}]
 
 

@@ -230,9 +230,18 @@ def _tell_of_mismatch(report: Report, start: StartingPoint, do_train: bool) -> N
 
 
 def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> TrainLoader:
-    """The training batches; each holds the rows of one update, over all devices and accumulated micro-batches."""
+    """The training batches; each holds the rows of one update, over all devices and accumulated micro-batches.
+
+    Raises:
+        InputError: retrieval with one pair in an update: the loss of a pair without negatives is 0 whatever it is.
+    """
     data, training = arguments.data, arguments.training
     multiple = mesh.size * training.gradient_accumulation_steps
+    if corpus.pairs is not None and training.per_device_train_batch_size * multiple < 4:
+        raise InputError(
+            f"--per_device_train_batch_size {training.per_device_train_batch_size} makes one pair an update, which has "
+            "no negatives to learn from. Raise it to 4 or more (clips, two a pair), or --gradient_accumulation_steps."
+        )
     if data.max_batch_seconds is None:
         size = {"batch_size": training.per_device_train_batch_size * multiple}
     else:

@@ -130,7 +130,8 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
     data = "synthetic speech of the demo corpus" if corpus.synthetic else arguments.data.dataset_name
     print(f"\n{task.name} on {data}")
     for role, title in (("eval", arguments.data.eval_split_name), ("predict", arguments.data.predict_split_name)):
-        if f"{role}_samples" not in results:
+        # Results may be those of an earlier run in this directory too, which had another split.
+        if f"{role}_samples" not in results or role not in corpus.splits:
             continue
         split = corpus.splits[role]
         rows = [["average", *[results[f"{role}_{metric}"] for metric in task.metrics]]]

@@ -59,7 +59,9 @@ class SkippedClips:
 
     def note(self, clips: Iterable[SkippedClip]) -> None:
         """Lists clips that have no part in the run although nothing is wrong with them; the run goes on."""
-        clips = list(clips)
+        clips = [clip for clip in clips if (clip.split, clip.sample_id) not in self._noted]
+        if not clips:
+            return
         for clip in clips[:1]:
             logger.warning("%s: %d clips have no part: %s (%s), …", clip.split, len(clips), clip.clip, clip.reason)
         self._noted |= {(clip.split, clip.sample_id): clip for clip in clips}

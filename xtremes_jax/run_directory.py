@@ -21,6 +21,16 @@ _LOCK = ".lock"
 _LEFT_BY_AN_UNFINISHED_RUN = {CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
 """What a run writes before it has trained: such a directory may be used again without asking."""
 
+_LEFT_BY_A_FINISHED_RUN = (
+    METRICS,
+    RECORD,
+    "*_results.json",
+    "*predictions.jsonl",
+    "*embeddings.npz",
+    "model*.safetensors*",
+)
+"""Patterns of the files that a run which starts afresh in the same directory makes anew, or does not mean to have."""
+
 
 class RunDirectory:
     """Context that holds an output directory for one run at a time.
@@ -82,7 +92,7 @@ class RunDirectory:
         for folder in (self.checkpoints, self.tensorboard):
             if folder.exists():
                 shutil.rmtree(folder)
-        for pattern in (METRICS, RECORD, "*_results.json", "*predictions.jsonl", "model*.safetensors*"):
+        for pattern in _LEFT_BY_A_FINISHED_RUN:
             for path in self.path.glob(pattern):
                 path.unlink()
 

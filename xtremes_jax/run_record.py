@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xtremes_jax import __version__
+from xtremes_jax.arguments import DataArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.benchmark import TaskRun
 from xtremes_jax.evaluation.report import write_json
@@ -20,10 +21,13 @@ if TYPE_CHECKING:  # reading a record needs neither JAX nor the data's libraries
     from xtremes_jax.corpus import Corpus
     from xtremes_jax.evaluation.predict import ScoredSplit
 
-FORMAT = 1
+FORMAT = 2
 _VERSIONS_OF = ("jax", "flax", "transformers", "datasets", "jiwer", "sacrebleu")
 _LARGEST_BYTES = 4 * 2**20
 _LONGEST_NAME = 64
+_LARGEST_COUNT = 2**63 - 1
+_LARGEST_RATE = 1e6
+"""Of an error rate, which may well exceed 1; in points it has to stay a finite number."""
 _ROLES = ("predict", "eval")
 """Of these the first that a run has is its result."""
 
@@ -33,7 +37,7 @@ def write_record(
 ) -> None:
     """Writes `run.json` when a run has ended.
 
-    Scores of splits that this run did not touch stay as an earlier run of the same task has left them.
+    Scores of splits that this run did not touch stay as an earlier run of the same model and task has left them.
 
     Args:
         directory: of the run.
@@ -50,17 +54,40 @@ def write_record(
         "language": selection.language,
         "language_group": selection.language_group,
         "target_column": selection.target_column,
+        "chars_to_ignore": list(data.chars_to_ignore or ()) if selection.task.predicts_text else None,
+        "key_language": selection.key_language,
+        "distractors": _distractors(data),
         "model": arguments.model.model_name_or_path or arguments.model.config_name,
         "trained": arguments.training.do_train,
         "synthetic": corpus.synthetic,
         "primary_metrics": list(selection.task.metrics),
         "versions": _versions(),
     }
-    same = ("format", "task", "dataset", "config", "target_column", "synthetic")
-    before = _earlier(directory / RECORD)
-    kept = before.get("scores", {}) if all(before.get(name) == record[name] for name in same) else {}
-    record["scores"] = kept | {role: _scores(arguments, corpus, role, split) for role, split in scored.items()}
+    record["scores"] = _kept(_earlier(directory / RECORD), record) | {
+        role: _scores(arguments, corpus, role, split) for role, split in scored.items()
+    }
     write_json(directory / RECORD, record)
+
+
+_SAME = (
+    "format task dataset config language language_group target_column chars_to_ignore key_language distractors model "
+    "synthetic"
+).split()
+"""What two runs have in common whose scores may stand in one record."""
+
+
+def _kept(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of an earlier record that are of the same model and data as the new one's."""
+    scores = before.get("scores")
+    if not isinstance(scores, dict) or any(name not in before or before[name] != record[name] for name in _SAME):
+        return {}
+    return {role: scores[role] for role in _ROLES if role in scores}
+
+
+def _distractors(data: DataArguments) -> dict[str, str | None] | None:
+    if data.distractor_dataset_name is None:
+        return None
+    return {name: getattr(data, f"distractor_{name}") for name in ("dataset_name", "dataset_config_name", "split_name")}
 
 
 def _versions() -> dict[str, str]:
@@ -79,11 +106,11 @@ def _earlier(path: Path) -> dict[str, Any]:
 def _scores(arguments: "Arguments", corpus: "Corpus", role: str, scored: "ScoredSplit") -> dict[str, Any]:
     data, split = arguments.data, corpus.splits[role]
     most = data.max_predict_samples if role == "predict" else data.max_eval_samples
-    total, samples = len(split.raw.clip_names), scored.metrics["samples"]
+    total = len(split.raw.clip_names)
     return {
         "split": split.name,
-        "samples": samples,
-        "unscored": total - samples,
+        "samples": scored.metrics["samples"],
+        "unscored": scored.unscored,
         # The split was cut, or happens to be just so long.
         "limited_to": most if most is not None and total >= most else None,
         "metrics": scored.scores.average | scored.scores.groups,
@@ -119,7 +146,7 @@ def read_run(directory: str | Path) -> TaskRun:
             f"{directory} holds a run that scored no split. Run it again with --do_predict: what is done is not "
             "repeated."
         )
-    return _parse(path, task, scores[role], record.get("synthetic"))
+    return _parse(path, task, scores[role], record)
 
 
 def _without_record(directory: Path) -> str:
@@ -151,7 +178,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parse(path: Path, task: str, scores: Any, synthetic: Any) -> TaskRun:
+def _parse(path: Path, task: str, scores: Any, record: dict[str, Any]) -> TaskRun:
+    synthetic = record.get("synthetic")
     if not isinstance(scores, dict) or not isinstance(synthetic, bool):
         raise _damaged(path, "it does not say what was scored, or whether the speech is synthetic")
     split, limited, unscored = scores.get("split"), scores.get("limited_to"), scores.get("unscored")
@@ -164,7 +192,28 @@ def _parse(path: Path, task: str, scores: Any, synthetic: Any) -> TaskRun:
     return TaskRun(
         source=str(path.parent), task=task, split=split, metrics=_metrics(path, task, scores.get("metrics")),
         per_language=parsed, limited=limited is not None, unscored=unscored, synthetic=synthetic,
+        **_data_of(path, task, record),
     )  # fmt: skip
+
+
+def _data_of(path: Path, task: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of the data beside their languages, as `TaskRun` has it."""
+    dataset, column, keys = (record.get(name) for name in ("dataset", "target_column", "key_language"))
+    if not (isinstance(dataset, str) and dataset and isinstance(column, str) and column):
+        raise _damaged(path, "it does not say which data set or which column was scored")
+    if not (_is_name(keys) if TASKS[task].kind == "retrieval" else keys is None):
+        raise _damaged(path, f"the language of its keys is {_shown(keys)}")
+    ignored = record.get("chars_to_ignore")
+    if TASKS[task].predicts_text and not (isinstance(ignored, list) and all(isinstance(text, str) for text in ignored)):
+        raise _damaged(path, "it does not say which characters were left out of the references")
+    usual = DataArguments.chars_to_ignore
+    return {
+        "dataset": dataset,
+        "target_column": column,
+        "other_cleaning": TASKS[task].predicts_text and set(ignored) != set(usual),
+        "key_language": keys,
+        "distractors": record.get("distractors") is not None,
+    }
 
 
 def _metrics(path: Path, task: str, values: Any) -> dict[str, float]:
@@ -174,10 +223,10 @@ def _metrics(path: Path, task: str, values: Any) -> dict[str, float]:
     for name, value in values.items():
         if not _is_name(name):
             raise _damaged(path, f"it names a metric {_shown(name)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_finite(value):
             raise _damaged(path, f"its {name} is {_shown(value)}, which is no finite number")
-        # Error rates may exceed 1; sacrebleu's rounding may exceed 100.
-        most = {"wer": math.inf, "cer": math.inf}.get(name, 100.001 if name.startswith("bleu") else 1.0)
+        # sacrebleu's rounding may exceed 100.
+        most = {"wer": _LARGEST_RATE, "cer": _LARGEST_RATE}.get(name, 100.001 if name.startswith("bleu") else 1.0)
         if not 0 <= value <= most:
             raise _damaged(path, f"its {name} is {value:g}, which it cannot be")
     lacking = [name for name in TASKS[task].metrics if name not in values]
@@ -192,7 +241,16 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_COUNT
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _shown(value: Any) -> str:

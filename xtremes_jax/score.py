@@ -121,7 +121,7 @@ def _summary(rows: Sequence[TaskScore]) -> tuple[list[str], list[list[str]]]:
 def _average_marks(rows: Sequence[TaskScore]) -> list[str]:
     counted = [row for row in rows if row.task in COUNTED]
     marks = ["SYNTHETIC speech"] if any(row.synthetic for row in counted) else []
-    return marks + (["of parts of the benchmark"] if _is_partial(rows) else [])
+    return marks + (["not measured as the benchmark does"] if _is_partial(rows) else [])
 
 
 def _is_partial(rows: Sequence[TaskScore]) -> bool:

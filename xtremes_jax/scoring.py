@@ -15,11 +15,11 @@ from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.data.loader import EvalLoader
-from xtremes_jax.data.prepare import PreparedSplit
+from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.predict import ScoredSplit, predict, score_split
 from xtremes_jax.evaluation.report import write_arrays, write_json, write_jsonl
-from xtremes_jax.evaluation.retrieval import Clips, score_retrieval
+from xtremes_jax.evaluation.retrieval import Clips, score_retrieval, with_keys
 from xtremes_jax.tasks import is_key_language
 from xtremes_jax.training import sharding
 from xtremes_jax.training.step import make_embed_step, make_eval_step
@@ -91,7 +91,7 @@ class Scorer:
                 "%s: %d of %d sentences were cut off at --generation_max_length before their end.",
                 self.role, predictions.cut_off, len(predictions.ids),
             )  # fmt: skip
-        return score_split(
+        scored = score_split(
             self.arguments.selection.task,
             predictions,
             sample_ids=self.split.rows,
@@ -102,6 +102,7 @@ class Scorer:
             label_names=self.corpus.label_names,
             per_language=self.arguments.data.per_lang_metrics,
         )
+        return dataclasses.replace(scored, unscored=len(self.split.raw.clip_names) - scored.metrics["samples"])
 
     @contextmanager
     def _on_devices(self, loader: EvalLoader):
@@ -128,6 +129,9 @@ class RetrievalScorer(Scorer):
         key_language = self.arguments.data.key_language
         is_key = np.array([is_key_language(language, key_language) for language in clips.languages], bool)
         queries, keys = clips.of(np.flatnonzero(~is_key)), clips.of(np.flatnonzero(is_key))
+        queries, alone = self._with_keys(queries, keys)
+        # Keys, and what never had one, are no queries that went unscored.
+        unscored = len(self.split.skipped) + len(self.split) - len(clips.names) + len(alone.names)
         extra = self.corpus.distractors
         if extra is not None:
             found = self._embed(extra, self._make_loader(extra), trainable, frozen)
@@ -136,9 +140,31 @@ class RetrievalScorer(Scorer):
         scored = score_retrieval(
             queries, keys, scale=self._scale(trainable), per_language=self.arguments.data.per_lang_metrics
         )
+        if scored.metrics["nonfinite_clips"]:
+            logger.warning(
+                "%s: %d of %d embeddings are not finite, and count as not found. The model's parameters may hold NaN.",
+                self.role, scored.metrics["nonfinite_clips"], scored.metrics["samples"] + scored.metrics["keys"],
+            )  # fmt: skip
+        scored = dataclasses.replace(scored, unscored=unscored)
         if self.arguments.data.write_embeddings:
             scored = dataclasses.replace(scored, arrays=clips.arrays())
         return scored
+
+    def _with_keys(self, queries: Clips, keys: Clips) -> tuple[Clips, Clips]:
+        """The queries that have a key among those that could be decoded, and the others, which are listed."""
+        kept, alone = with_keys(queries, keys)
+        if not kept.names:
+            raise InputError(
+                f"Split {self.split.name} cannot be scored: {len(queries.names)} queries and {len(keys.names)} keys of "
+                "it could be decoded, and no query has its key among them. See skipped.jsonl for what is unreadable, "
+                "and repair it."
+            )
+        reason = "no key of its sentence {} could be decoded"
+        self._skipped.note(
+            SkippedClip(self.split.name, row, name, reason.format(sentence))
+            for row, name, sentence in zip(alone.sample_ids, alone.names, alone.sentences, strict=True)
+        )
+        return kept, alone
 
     def _scale(self, trainable: dict[str, jax.Array]) -> float:
         return float(np.exp(np.asarray(jax.device_get(trainable["logit_scale"]))))

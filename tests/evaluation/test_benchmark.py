@@ -21,7 +21,8 @@ def run_of(task, metrics, languages=None, **changes) -> TaskRun:
     per_language = {name: metrics for name in (TASKS[task].languages if languages is None else languages)}
     values = {
         "source": f"out/{task}", "task": task, "split": "test", "metrics": metrics, "per_language": per_language,
-        "limited": False, "unscored": 0, "synthetic": False, **changes,
+        "limited": False, "unscored": 0, "synthetic": False, "dataset": "google/xtreme_s",
+        "target_column": TASKS[task].target_column, **changes,
     }  # fmt: skip
     return TaskRun(**values)
 
@@ -95,6 +96,37 @@ def test_marks_say_what_a_score_is_not():
     assert marks(languages=[]) == (["clips pooled over languages"], True)
     assert marks(unscored=3) == (["3 clips not scored"], True)
     assert marks(languages=[*TASKS["mls"].languages, "xx"]) == (["other languages: xx"], True)
+
+
+def test_other_data_are_marked():
+    def marks(task="mls", **changes):
+        (row,) = (
+            row for row in gather([run_of(task, dict.fromkeys(TASKS[task].metrics, 0.5), **changes)]) if row.points
+        )
+        return row.marks, row.partial
+
+    assert marks(dataset="my/clips") == (["other data"], True)
+    assert marks(target_column="raw_transcription") == (["other target column"], True)
+    assert marks(other_cleaning=True) == (["other --chars_to_ignore"], True)
+    assert marks(dataset="demo", synthetic=True) == (["synthetic speech"], False), "one mark is enough"
+    assert marks("minds14", dataset="my/clips", target_column="mood") == (["other data", "other target column"], True)
+
+
+def test_a_whole_run_of_retrieval_is_marked_by_nothing():
+    languages = TASKS["fleurs-retrieval"].languages
+    queries = [name for name in languages if name != "en_us"]
+
+    def marks(names=queries, **changes):
+        metrics = dict.fromkeys(TASKS["fleurs-retrieval"].metrics, 0.5)
+        run = run_of("fleurs-retrieval", metrics, names, **{"key_language": "en", **changes})
+        (row,) = (row for row in gather([run]) if row.points)
+        return row.marks, list(row.missing_languages)
+
+    assert marks() == ([], []) and marks(key_language="en_us") == ([], [])
+    assert marks(queries[:-2]) == (["99 of 101 languages"], queries[-2:])
+    assert marks(distractors=True) == (["among distractors"], [])
+    french = [name for name in languages if name != "fr_fr"]
+    assert marks(french, key_language="fr") == (["keys in fr"], [])
 
 
 def test_runs_of_one_task_are_joined_if_their_languages_differ():

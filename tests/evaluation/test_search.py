@@ -64,6 +64,14 @@ def test_embeddings_that_are_all_alike_are_ranked_by_index():
     np.testing.assert_allclose(found.losses, np.log(6), rtol=1e-6)
 
 
+@pytest.mark.parametrize("key_block", [2, 4096])
+def test_what_is_not_a_number_ranks_last(key_block):
+    queries, keys = np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    queries[0] = np.nan
+    found = find(queries, keys, np.array([0, 1]), np.arange(3), scale=1.0, key_block=key_block)
+    assert found.ranks.tolist() == [3, 1]
+
+
 def test_a_margin_by_hand():
     def at(*degrees):
         angle = np.radians(np.array(degrees, np.float64))

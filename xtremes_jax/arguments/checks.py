@@ -7,7 +7,7 @@ from pathlib import Path
 from xtremes_jax.arguments.fields import Arguments, DataArguments, ModelArguments, TrainingArguments
 from xtremes_jax.arguments.parse import FLAGS, Given
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import Selection, nearest
+from xtremes_jax.tasks import XTREME_S, Selection, nearest
 
 
 def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
@@ -141,8 +141,8 @@ def check_retrieval(arguments: Arguments, given: Given) -> None:
     """Flags of retrieval in a task of retrieval alone, and there none that its batches of pairs cannot honour."""
     model, data, training = arguments.model, arguments.data, arguments.training
     if arguments.selection.task.kind != "retrieval":
-        for name in given.values:
-            if "retrieval" in FLAGS[name].metadata["needs"]:
+        for name, value in given.values.items():
+            if value is not None and "retrieval" in FLAGS[name].metadata["needs"]:
                 raise InputError(
                     f"{given.source(name)} is for retrieval, not for {arguments.selection.task.name}. Drop it, or use "
                     "--task fleurs-retrieval."
@@ -157,6 +157,7 @@ def check_retrieval(arguments: Arguments, given: Given) -> None:
     for name in ("distractor_dataset_config_name", "distractor_split_name"):
         if given.values.get(name) is not None and data.distractor_dataset_name is None:
             raise InputError(f"{given.source(name)} needs --distractor_dataset_name, the data set that it is part of.")
+    _check_distractors(data, training, given)
     if not training.do_train:
         return
     if data.max_batch_seconds is not None:
@@ -173,6 +174,30 @@ def check_retrieval(arguments: Arguments, given: Given) -> None:
         raise InputError(
             f"{given.source('per_device_train_batch_size')} {training.per_device_train_batch_size} is odd, and a pair "
             "for retrieval is two clips. Use an even number."
+        )
+
+
+def _check_distractors(data: DataArguments, training: TrainingArguments, given: Given) -> None:
+    """Distractors are other clips than those that are scored: as distractors, right answers would count as wrong."""
+    name, config = data.distractor_dataset_name, data.distractor_dataset_config_name
+    if name is None:
+        return
+    if name == XTREME_S and config is None:
+        raise InputError(
+            f"{given.source('distractor_dataset_name')} {name} has many configs. Choose one in the language of the "
+            "keys with --distractor_dataset_config_name, such as mls.en."
+        )
+    same_data = name == data.dataset_name or Path(name).resolve() == Path(data.dataset_name).resolve()
+    scored = [data.eval_split_name] if training.do_eval else []
+    scored += [data.predict_split_name] if training.do_predict else []
+    # Configs that differ in the language alone hold the keys all the same.
+    same_config = config is None or config.partition(".")[0] == data.dataset_config_name.partition(".")[0]
+    split = data.distractor_split_name or "test"
+    if same_data and same_config and split in scored:
+        raise InputError(
+            f"{given.source('distractor_dataset_name')} {name}: its split {split} is what is scored, so that the right "
+            "answers would be among the distractors. Choose another split with --distractor_split_name, or another "
+            "data set."
         )
 
 

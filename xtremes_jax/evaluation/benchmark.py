@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.tasks import TASKS
+from xtremes_jax.tasks import TASKS, XTREME_S, is_key_language
 
 COUNTED: dict[str, str] = {
     "fleurs-asr": "cer",
@@ -101,6 +101,15 @@ class TaskRun:
     unscored: int
     """Clips of the split that could not be read."""
     synthetic: bool
+    dataset: str
+    """What `--dataset_name` was."""
+    target_column: str
+    other_cleaning: bool = False
+    """Text: whether other characters than the benchmark's were left out of references (`--chars_to_ignore`)."""
+    key_language: str | None = None
+    """Retrieval: language of the keys, in which no query is."""
+    distractors: bool = False
+    """Retrieval: whether the keys were looked for among more utterances than the split's."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ class TaskScore:
 
 
 SYNTHETIC = "synthetic speech"
+_KEYS = "en_us"
+"""Language of the benchmark's keys in retrieval."""
 
 
 def gather(runs: Sequence[TaskRun]) -> list[TaskScore]:
@@ -153,10 +164,12 @@ def _joined(task: str, runs: Sequence[TaskRun]) -> TaskScore:
         _check_disjoint(task, runs)
     scores = {name: dict(values) for run in runs for name, values in run.per_language.items()}
     metrics = runs[0].metrics if len(runs) == 1 else _means(scores)
-    missing = [name for name in TASKS[task].languages if name not in scores] if scores else []
+    expected = _expected_languages(task, runs)
+    missing = [name for name in expected if name not in scores] if scores else []
     marks = [SYNTHETIC] if any(run.synthetic for run in runs) else []
+    marks += _marks_of_data(task, runs)
     if missing:
-        marks.append(f"{len(TASKS[task].languages) - len(missing)} of {len(TASKS[task].languages)} languages")
+        marks.append(f"{len(expected) - len(missing)} of {len(expected)} languages")
     others = sorted(set(scores) - set(TASKS[task].languages))
     if others:
         marks.append(f"other languages: {', '.join(others)}")
@@ -172,6 +185,28 @@ def _joined(task: str, runs: Sequence[TaskRun]) -> TaskScore:
         task, metric, _points(metrics), {name: _points(values) for name, values in sorted(scores.items())},
         missing, marks, any(run.synthetic for run in runs), [run.source for run in runs],
     )  # fmt: skip
+
+
+def _expected_languages(task: str, runs: Sequence[TaskRun]) -> list[str]:
+    """Languages of the task in which there are queries: those of the keys have none."""
+    keys = {run.key_language for run in runs} - {None}
+    return [name for name in TASKS[task].languages if not any(is_key_language(name, key) for key in keys)]
+
+
+def _marks_of_data(task: str, runs: Sequence[TaskRun]) -> list[str]:
+    """What was scored other than the benchmark's own data as it scores them. The synthetic corpus has its own mark."""
+    marks = []
+    if any(run.dataset != XTREME_S and not run.synthetic for run in runs):
+        marks.append("other data")
+    if any(run.target_column != TASKS[task].target_column for run in runs):
+        marks.append("other target column")
+    if any(run.other_cleaning for run in runs):
+        marks.append("other --chars_to_ignore")
+    other_keys = {run.key_language for run in runs} - {None}
+    marks += [f"keys in {key}" for key in sorted(other_keys) if not is_key_language(_KEYS, key)]
+    if any(run.distractors for run in runs):
+        marks.append("among distractors")
+    return marks
 
 
 def _check_disjoint(task: str, runs: Sequence[TaskRun]) -> None:

@@ -28,6 +28,8 @@ class ScoredSplit:
     scores: Scores
     arrays: dict[str, np.ndarray] | None = None
     """Embeddings of the clips and what they belong to, where they are to be written out."""
+    unscored: int = 0
+    """Clips of the split that should have been scored and could not: they, or all that they ask for, are unreadable."""
 
 
 class Predictions(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from xtremes_jax.evaluation.metrics import Scores
 from xtremes_jax.evaluation.predict import ScoredSplit
@@ -31,6 +31,11 @@ class Clips:
     """What a person knows each clip by."""
     sample_ids: Sequence[int]
     """Row of each clip in its split; -1 of distractors."""
+
+    @property
+    def finite(self) -> Bool[np.ndarray, " clips"]:
+        """Whether all of a clip's embedding is finite: nothing can be compared with what is not."""
+        return np.isfinite(self.embeddings).all(axis=1)
 
     def of(self, rows: np.ndarray) -> "Clips":
         """Some of the clips."""
@@ -61,27 +66,34 @@ def score_retrieval(queries: Clips, keys: Clips, *, scale: float, per_language: 
     and "keys", and "chance_p_at_1": the precision of keys drawn at random. `predictions` has one dict a query: id,
     sample_id, language, reference (its sentence's id), prediction (that of the first key) and rank.
 
+    A key whose embedding is not finite is found by nobody, and a query whose embedding is not finite finds nothing: it
+    scores 0, its rank is None, and the loss of the split is NaN. "nonfinite_clips" counts both.
+
     Args:
-        queries: each with at least one key of its sentence.
+        queries: each with at least one key of its sentence; see `with_keys`.
         keys: the whole pool, distractors included.
         scale: what cosines are multiplied with for the loss: the inverse of the learned temperature.
         per_language: average over languages, each with the same weight, in place of pooling all queries. The margin of
             xsim depends on the other queries: with it those of one language, without it all.
     """
     query_labels, key_labels = _numbered(queries.sentences, keys.sentences)
-    found = find(queries.embeddings, keys.embeddings, query_labels, key_labels, scale=scale)
-    first = top_k(queries.embeddings, keys.embeddings, 1).indices[:, 0]
     keys_of_label = np.bincount(key_labels[key_labels != UNKNOWN], minlength=int(query_labels.max()) + 1)
     chances = keys_of_label[query_labels] / len(key_labels)
+    pool = np.flatnonzero(keys.finite)
+    able = queries.finite & (len(pool) > 0)
+    ranks, losses, first = _search(queries, keys, query_labels, key_labels, able, pool, scale)
 
     def scores_of(rows: np.ndarray) -> dict[str, float]:
-        ranks = found.ranks[rows]
-        matches = margin_matches(queries.embeddings[rows], keys.embeddings, k=NEIGHBOURS)
+        searched = rows[able[rows]]
+        found = 0
+        if len(searched):
+            matches = margin_matches(queries.embeddings[searched], keys.embeddings[pool], k=NEIGHBOURS)
+            found = int(np.sum(hits(matches, query_labels[searched], key_labels[pool])))
         return {
-            "p_at_1": float(np.mean(ranks <= 1)),
-            "p_at_5": float(np.mean(ranks <= 5)),
-            "mrr": float(np.mean(1.0 / ranks)),
-            "xsim_error": float(np.mean(~hits(matches, query_labels[rows], key_labels))),
+            "p_at_1": float(np.mean(ranks[rows] <= 1)),
+            "p_at_5": float(np.mean(ranks[rows] <= 5)),
+            "mrr": float(np.mean(1.0 / ranks[rows])),
+            "xsim_error": 1.0 - found / len(rows),
             "chance_p_at_1": float(np.mean(chances[rows])),
         }
 
@@ -97,10 +109,43 @@ def score_retrieval(queries: Clips, keys: Clips, *, scale: float, per_language: 
     metrics = dict(average)
     if per_language:
         metrics |= {f"{name}_{key}": value for key, scores in by_language.items() for name, value in scores.items()}
-    metrics |= {"loss": float(np.mean(found.losses)), "samples": len(languages), "keys": len(key_labels)}
+    metrics |= {"loss": float(np.mean(losses)), "samples": len(languages), "keys": len(key_labels)}
+    metrics["nonfinite_clips"] = int(np.sum(~queries.finite)) + len(key_labels) - len(pool)
     counts = {language: int(np.sum(languages == language)) for language in by_language}
-    predictions = _predictions(queries, keys, first, found.ranks)
+    predictions = _predictions(queries, keys, first, ranks)
     return ScoredSplit(metrics, predictions, Scores(average, by_language, counts))
+
+
+def with_keys(queries: Clips, keys: Clips) -> tuple[Clips, Clips]:
+    """The queries that have a key of their sentence, and the others."""
+    known = set(keys.sentences)
+    has_key = np.array([sentence in known for sentence in queries.sentences], bool)
+    return queries.of(np.flatnonzero(has_key)), queries.of(np.flatnonzero(~has_key))
+
+
+def _search(
+    queries: Clips,
+    keys: Clips,
+    query_labels: Int[np.ndarray, " queries"],
+    key_labels: Int[np.ndarray, " keys"],
+    able: Bool[np.ndarray, " queries"],
+    pool: Int[np.ndarray, " pool"],
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rank of the first right key (infinite where none can be found), loss (NaN there) and index of the first key.
+
+    Only the `able` queries are compared, with the keys of the `pool`; of the others the index is -1.
+    """
+    ranks, losses = np.full(len(able), np.inf), np.full(len(able), np.nan)
+    first = np.full(len(able), -1, np.int64)
+    if able.any():
+        embeddings, labels = keys.embeddings[pool], key_labels[pool]
+        found = find(queries.embeddings[able], embeddings, query_labels[able], labels, scale=scale)
+        has_key = np.isin(query_labels[able], labels)
+        ranks[able] = np.where(has_key, found.ranks, np.inf)
+        losses[able] = np.where(has_key, found.losses, np.nan)
+        first[able] = pool[top_k(queries.embeddings[able], embeddings, 1).indices[:, 0]]
+    return ranks, losses, first
 
 
 def _numbered(
@@ -115,15 +160,16 @@ def _numbered(
 
 
 def _predictions(queries: Clips, keys: Clips, first: np.ndarray, ranks: np.ndarray) -> list[dict[str, Any]]:
+    """`first` is the place of each query's first key, -1 where there is none."""
     return [
         {
             "id": queries.names[row],
             "sample_id": int(queries.sample_ids[row]),
             "language": queries.languages[row],
             "reference": queries.sentences[row],
-            "prediction": keys.sentences[first[row]] or None,
-            "prediction_id": keys.names[first[row]],
-            "rank": int(ranks[row]),
+            "prediction": (keys.sentences[first[row]] or None) if first[row] >= 0 else None,
+            "prediction_id": keys.names[first[row]] if first[row] >= 0 else None,
+            "rank": int(ranks[row]) if np.isfinite(ranks[row]) else None,
         }
         for row in range(len(ranks))
     ]

@@ -114,7 +114,7 @@ def _best_right(best, queries, keys, query_labels, key_labels, count, scale):
 
 @jax.jit
 def _count_before(counts, similarity, queries, keys, query_labels, key_labels, count):
-    """(keys more similar than the best right one, keys that tie with it and precede it, whether it has come)."""
+    """(wrong keys not less similar than the best right one, ties with it that precede it, whether it has come)."""
     before, ties, seen = counts
     similarities = _similarities(queries, keys)
     real = (jnp.arange(keys.shape[0]) < count)[None, :]
@@ -125,7 +125,8 @@ def _count_before(counts, similarity, queries, keys, query_labels, key_labels, c
     place = jnp.where(jnp.any(is_best, axis=1), jnp.argmax(is_best, axis=1), keys.shape[0])
     left = jnp.arange(keys.shape[0])[None, :] < place[:, None]
     return (
-        before + jnp.sum(real & (similarities > similarity[:, None]), axis=1),
+        # Not "more similar": beside a similarity that is not a number a right key comes last, not first.
+        before + jnp.sum(real & ~right & ~(similarities <= similarity[:, None]), axis=1),
         ties + jnp.where(seen, 0, jnp.sum(equal & left, axis=1)),
         seen | jnp.any(is_best, axis=1),
     )

@@ -1,0 +1,19 @@
+"""Output directories: what a run that starts afresh removes, and what it leaves alone."""
+
+from xtremes_jax.run_directory import RunDirectory
+
+RESULTS = (
+    "run.json metrics.jsonl all_results.json eval_results.json predictions.jsonl eval_predictions.jsonl embeddings.npz "
+    "eval_embeddings.npz model.safetensors model-00001-of-00002.safetensors model.safetensors.index.json"
+).split()
+
+
+def test_a_fresh_start_leaves_nothing_of_the_run_before(tmp_path):
+    for name in RESULTS:
+        (tmp_path / name).write_text("old")
+    for folder in ("checkpoints/5", "runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunDirectory(tmp_path, overwrite=True, training=True) as directory:
+        directory.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
