@@ -425,3 +425,25 @@ def test_what_retrieval_can_honour_is_taken():
 def test_direction_of_retrievals_metrics(metric, rises):
     given = f"{RETRIEVAL} --eval_strategy epoch --save_strategy epoch --metric_for_best_model {metric}"
     assert parse(given, config="fleurs.all").training.greater_is_better is rises
+
+
+TRANSLATE = "--task covost2 --output_dir out --model_name_or_path me/model"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--do_predict --decoder_config_name tiny", "--decoder_config_name joins parts that have not been trained"),
+        ("--do_predict --add_adapter True", "--add_adapter joins parts"),
+        ("--do_train --do_predict --predict_with_generate False", "leaves nothing to score"),
+    ],
+)
+def test_translation_refuses_what_has_no_outcome(given, message):
+    with pytest.raises(InputError, match=message):
+        parse_arguments(f"{TRANSLATE} {given}".split())
+
+
+def test_limits_of_translations_count_without_scoring_too():
+    given = "--do_train --predict_with_generate False --generation_num_beams 4 --generation_max_length 90"
+    notes = parse_arguments(f"{TRANSLATE} {given}".split()).notes
+    assert not any("generation_" in note for note in notes)

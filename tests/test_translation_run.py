@@ -160,11 +160,41 @@ def test_an_encoder_and_a_decoder_are_joined(finished, corpus, tmp_path):
         ({"language": "fr.en", "dataset_config_name": None, "task": "covost2"}, "fr.en"),
         ({"decoder_config_name": "smal"}, "did you mean small"),
         ({"translation_vocab_size": 8}, "translation_vocab_size"),
+        ({"freeze_encoder": True, "freeze_decoder": True, "decoder_config_name": "WIDE"}, "nothing to train"),
     ],
 )
 def test_what_cannot_work_is_refused(corpus, tmp_path, capsys, changes, message):
+    if changes.get("decoder_config_name") == "WIDE":  # as wide as the encoder: there is no projection between them
+        (corpus / "wide.json").write_text(json.dumps(DECODER | {"d_model": 32}), encoding="utf-8")
+        changes = changes | {"decoder_config_name": corpus / "wide.json"}
     assert train.main(arguments(corpus, tmp_path / "run", **changes)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_random_decoder_ends_and_pads_as_its_own_tokenizer_does(corpus, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "one", "two", "three", "four", "and"]
+    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "run"
+    changes = {"tokenizer_name_or_path": tmp_path / "tokenizer", "translation_vocab_size": None, "max_steps": 2}
+    assert train.main(arguments(corpus, output, **changes)) == 0
+    wanted = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 1}
+    config, generation = (json.loads((output / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+    assert wanted.items() <= config.items() and wanted.items() <= generation.items()
+    assert generation["forced_eos_token_id"] == 1 and generation["forced_bos_token_id"] is None
+
+
+def test_an_adapter_is_not_put_between_halves_that_were_trained_without(finished, corpus, tmp_path, capsys):
+    start = {"model_name_or_path": finished, "config_name": None, "decoder_config_name": None}
+    command = arguments(corpus, tmp_path, add_adapter=True, translation_vocab_size=None, **start)
+    assert train.main(command) == 2
+    assert "was trained without one" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(finished, corpus, tmp_path, capsys):

@@ -102,11 +102,22 @@ def _translation_config(
     arguments: Arguments, start: StartingPoint, tokenizer: Any, encoder: dict[str, Any]
 ) -> TranslationConfig:
     """A decoder with random weights speaks the tokenizer's vocabulary; a pretrained one has to know it already."""
-    encoder = encoder | {"add_adapter": arguments.model.add_adapter}
+    adapter = arguments.model.add_adapter
+    if start.is_joint and adapter is not None and adapter != bool(start.encoder_config.get("add_adapter")):
+        raise InputError(
+            f"--add_adapter {adapter}: {start.source} was trained {'without' if adapter else 'with'} one, and its "
+            "decoder knows nothing else. Drop the flag."
+        )
+    encoder = encoder | {"add_adapter": adapter}
     if start.decoder.directory is None:
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         start_id = tokenizer.eos_token_id if ids["bos_token_id"] is None else ids["bos_token_id"]
-        decoder = {"vocab_size": len(tokenizer), "decoder_start_token_id": start_id, **ids}
+        decoder = {
+            "vocab_size": len(tokenizer),
+            "decoder_start_token_id": start_id,
+            "forced_eos_token_id": tokenizer.eos_token_id,
+            **ids,
+        }
         return configure_translator(start, encoder, decoder)
     config = configure_translator(start, encoder, {})
     _check_tokenizer(tokenizer, config.vocab_size, start.decoder.source)
@@ -145,6 +156,8 @@ def assemble(
     graphdef, _ = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
     frozen = {name: value for name, value in params.items() if _is_frozen(name, arguments.model, report)}
     trainable = {name: value for name, value in params.items() if name not in frozen}
+    if training.do_train and not trainable:
+        raise InputError("Every part of the model is frozen, so there is nothing to train. Drop a --freeze_ flag.")
     if training.do_train:
         _warn_of_frozen_randomness(arguments.model, start)
     logger.info(
@@ -222,6 +235,12 @@ def _tell_of_mismatch(report: Report, start: StartingPoint, do_train: bool) -> N
         raise InputError(
             f"{start.source} holds no weights for this task's head ({', '.join(report.new_head)}): add --do_train to "
             "fine-tune it, or choose a fine-tuned model."
+        )
+    lacking = [name for name in report.missing if not name.endswith("masked_spec_embed")]  # of training alone
+    if lacking and not do_train:
+        raise InputError(
+            f"{start.source} lacks parts of the model ({', '.join(lacking[:5])}{', …' if len(lacking) > 5 else ''}): "
+            "there is nothing to score yet: add --do_train to fine-tune it, or choose a fine-tuned model."
         )
     if report.missing:
         logger.info("Newly drawn, as %s holds none that fit: %s", start.source, ", ".join(report.missing))

@@ -11,6 +11,7 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
+from xtremes_jax.data.buckets import LABEL_MULTIPLE
 from xtremes_jax.data.pairs import Pairs, find_pairs
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, without, write_skipped
 from xtremes_jax.data.sources import RawSplit, SplitRequest, load_distractors, load_splits
@@ -127,6 +128,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         "tokenizer": tokenizer,
         "chars_to_ignore": data.chars_to_ignore,
         "max_target_length": _longest_target(start),
+        "start_token": start.decoder_start_token_id,
         "min_duration": data.min_duration_in_seconds,
         "max_duration": data.max_duration_in_seconds,
         "num_workers": data.preprocessing_num_workers,
@@ -172,8 +174,12 @@ def _retrieval_corpus(
 
 
 def _longest_target(start: StartingPoint) -> int | None:
-    """The most labels that a decoder has positions for."""
-    return start.decoder and DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings
+    """The most labels that a decoder has positions for; batches of labels are as wide as a multiple of this many."""
+    if start.decoder is None:
+        return None
+    return (
+        DecoderConfig.from_huggingface(start.decoder.config).max_position_embeddings // LABEL_MULTIPLE * LABEL_MULTIPLE
+    )
 
 
 def _cache_folder(arguments: Arguments) -> Path | None:

@@ -77,6 +77,14 @@ class StartingPoint:
         return self.config["encoder"] if self.is_joint else self.config
 
     @property
+    def decoder_start_token_id(self) -> int | None:
+        """The token that a pretrained decoder starts a sentence with, as far as the checkpoint says."""
+        if self.decoder is None or self.decoder.directory is None:
+            return None
+        said = [config.get("decoder_start_token_id") for config in (self.config, self.decoder.config)]
+        return next((token for token in said if token is not None), None)
+
+    @property
     def label_names(self) -> list[str]:
         """Names of the checkpoint's classes by class id; empty if it names none."""
         labels = self.config.get("id2label") or {}
@@ -159,9 +167,9 @@ def _separate_decoder(start: StartingPoint, model: ModelArguments, token: str | 
         return DecoderStart(source, directory, hub.read_config(directory), _generation(directory))
     if model.decoder_config_name is None:
         raise InputError(
-            f"{start.source} is an encoder without a decoder, which translation needs. Add --decoder_name_or_path (an "
-            "mBART, for example facebook/mbart-large-50-one-to-many-mmt) or --decoder_config_name (random weights, for "
-            "example small), or name a speech-encoder-decoder model."
+            f"{start.source} is an encoder without a decoder, which translation needs. Name a speech-encoder-decoder "
+            "model, or train one: with --decoder_name_or_path (an mBART, for example facebook/mbart-large-50) or "
+            "--decoder_config_name (random weights, for example small)."
         )
     name = model.decoder_config_name
     return DecoderStart(name, None, _shape(name, "--decoder_config_name", DECODER_PRESETS), None)
@@ -214,23 +222,29 @@ def generation_config(
     Args:
         start: a starting point of translation.
         config: the model.
-        tokenizer: the decoder's; a language's token that it puts before every sentence is forced there.
+        tokenizer: the decoder's; a language's token that it puts before every sentence is forced there, unless the
+            sentence starts with that token anyway, or the checkpoint is one of both halves, which says so itself.
         num_beams, max_length: None leaves the checkpoint's; where it sets no length, that is 128 tokens.
 
     Raises:
         InputError: the checkpoint asks for another search, or for more than the model has.
     """
-    read = start.decoder.generation
-    if read is not None:
-        found = GenerationConfig.from_huggingface(read, config)
-    else:
-        read = start.config if start.is_joint else start.decoder.config
-        found = GenerationConfig.from_model_config(read, config)
-    if max_length is None and not {"max_length", "max_new_tokens"} & read.keys():
+    levels = [start.decoder.generation]
+    if start.decoder.generation is not None:
+        found = GenerationConfig.from_huggingface(start.decoder.generation, config)
+    elif start.decoder.directory is not None:
+        levels = [start.decoder.config, start.config if start.is_joint else {}]
+        found = GenerationConfig.from_model_config(start.config if start.is_joint else start.decoder.config, config)
+    else:  # random weights: the preset's tokens are not those of the tokenizer
+        levels = []
+        found = GenerationConfig.from_model_config({}, config)
+    limits = [level.get(name) for level in levels for name in ("max_length", "max_new_tokens")]
+    if max_length is None and set(limits) <= {None}:
         max_length = min(_LONGEST, config.decoder.max_position_embeddings)
     changes = {"num_beams": num_beams, "max_length": max_length}
-    if found.forced_bos_token_id is None:
-        changes["forced_bos_token_id"] = first_token(tokenizer)
+    if found.forced_bos_token_id is None and not start.is_joint:
+        first = first_token(tokenizer)
+        changes["forced_bos_token_id"] = None if first == config.decoder_start_token_id else first
     changed = _changed(found, changes)
     changed.check_fits(config)
     return changed

@@ -4,15 +4,23 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from xtremes_jax.data.subwords import SPECIAL_TOKENS, encode_targets, learn_tokenizer, load_subword_tokenizer
+from xtremes_jax.data.subwords import (
+    SPECIAL_TOKENS,
+    encode_targets,
+    first_token,
+    learn_tokenizer,
+    load_subword_tokenizer,
+)
 from xtremes_jax.data.text import build_tokenizer, build_vocabulary
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.decode import to_sentences
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = "the a she he sees buys finds cat dog river city boat bread in near on under red small old".split()
 
 
@@ -40,6 +48,54 @@ def test_labels_end_with_the_end_token_and_decode_to_the_text(texts):
     generated = [[2, *row.tolist(), 7, 1, 1] for row in labels]
     assert to_sentences(tokenizer, generated) == texts
     assert to_sentences(tokenizer, [[2], [2, 2, 5], [], np.array([1, 1])]) == [""] * 4
+
+
+def test_a_language_token_comes_first_and_not_twice(texts):
+    from tokenizers import processors
+
+    tokenizer = learn_tokenizer(texts, vocab_size=60)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["en_XX"]})
+    english = tokenizer.convert_tokens_to_ids("en_XX")
+    plain = encode_targets(tokenizer, texts[:9])[0]
+    for template in ("en_XX $A </s>", "$A </s> en_XX"):  # of mBART-50 and of mBART-25
+        ids = [("en_XX", english), ("</s>", 2)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+        first = encode_targets(tokenizer, texts[:9])[0]
+        assert [row.tolist() for row in first] == [[english, *row.tolist()] for row in plain]
+        started = encode_targets(tokenizer, texts[:9], start_token=english)[0]
+        assert [row.tolist() for row in started] == [row.tolist() for row in plain]
+        assert first_token(tokenizer) == english
+
+
+SENTENCEPIECE = """
+import json, sys
+from pathlib import Path
+import sentencepiece
+folder, texts = Path(sys.argv[1]), json.loads(sys.argv[2])
+sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts), model_prefix=str(folder / "sentencepiece.bpe"), vocab_size=40, minloglevel=2
+)
+(folder / "sentencepiece.bpe.vocab").unlink()
+(folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MBart50Tokenizer"}))
+"""
+
+READING = """
+import sys
+from xtremes_jax.data.subwords import encode_targets, load_subword_tokenizer
+from xtremes_jax.evaluation.decode import to_sentences
+tokenizer = load_subword_tokenizer(sys.argv[1])
+labels, unknown = encode_targets(tokenizer, ["the cat finds a boat"])
+assert not unknown and labels[0][-1] == tokenizer.eos_token_id, labels
+assert labels[0][0] == tokenizer.convert_tokens_to_ids("en_XX"), labels
+assert to_sentences(tokenizer, labels) == ["the cat finds a boat"], to_sentences(tokenizer, labels)
+"""
+
+
+def test_mbart_directories_with_a_sentencepiece_model_alone_are_read(texts, tmp_path):
+    """As Transformers' slow tokenizers wrote them; each step in a process of its own, since their protobufs clash."""
+    for code, more in ((SENTENCEPIECE, [json.dumps(texts)]), (READING, [])):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *more], cwd=ROOT, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
 
 
 def test_frequent_words_become_one_piece(texts):
@@ -99,7 +155,7 @@ def test_a_multilingual_tokenizer_puts_its_language_first(kind, chosen, tmp_path
 
 def test_what_cannot_be_a_decoders_tokenizer_is_refused(texts, tmp_path):
     with pytest.raises(InputError, match="--target_column_name"):
-        learn_tokenizer(["", "  "])
+        learn_tokenizer(["", "  "], vocab_size=50)
     with pytest.raises(InputError, match=r"--translation_vocab_size 6: the translations hold 4 characters.*least 8"):
         learn_tokenizer(["ab c"], vocab_size=6)
     assert load_subword_tokenizer(tmp_path) is None

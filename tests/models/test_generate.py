@@ -187,4 +187,4 @@ def test_legacy_configuration_files():
 )
 def test_what_is_not_supported_is_named(fields, named):
     with pytest.raises(InputError, match=named):
-        GenerationConfig.from_huggingface(fields, config_of("plain"))
+        GenerationConfig.from_huggingface(fields, config_of("plain")).check_fits(config_of("plain"))

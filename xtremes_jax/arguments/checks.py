@@ -119,8 +119,15 @@ def check_translation(model: ModelArguments, training: TrainingArguments, select
             f"{given.source('decoder_name_or_path')} (pretrained weights) and {given.source('decoder_config_name')} "
             "(random weights) exclude each other. Drop one of the two."
         )
+    for name in ("decoder_name_or_path", "decoder_config_name", "add_adapter"):
+        if getattr(model, name) is not None and not training.do_train:
+            raise InputError(
+                f"{given.source(name)} joins parts that have not been trained together, which is of no use without "
+                "training. Add --do_train, or name a trained model with --model_name_or_path alone."
+            )
     if selection.task.kind == "translation":
-        if training.predict_with_generate is False:
+        scores = training.do_eval or training.do_predict or training.eval_strategy != "no"
+        if training.predict_with_generate is False and scores:
             raise InputError(
                 f"{given.source('predict_with_generate')} false leaves nothing to score: BLEU is of what the model "
                 "writes. Drop it, or leave out --do_eval, --do_predict and --eval_strategy."

@@ -113,7 +113,7 @@ class TrainingArguments:
         "Beams of the search for a translation; 1 is greedy (unset: as the checkpoint says, else 1).",
         at_least=1,
         scoring=True,
-        needs=("scores", "translation"),
+        needs=("translation",),
     )
     generation_max_length: int | None = flag(
         None,
@@ -121,7 +121,7 @@ class TrainingArguments:
         "checkpoint says, else 128).",
         at_least=2,
         scoring=True,
-        needs=("scores", "translation"),
+        needs=("translation",),
     )
     fp16: bool = flag(False, "Compute in float16 with a dynamic loss scale.", scoring=True)
     bf16: bool = flag(False, "Compute in bfloat16.", scoring=True)

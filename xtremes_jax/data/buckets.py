@@ -25,6 +25,9 @@ import numpy as np
 QUANTUM = 320
 """Edges are multiples of this many samples: 20 ms, one frame of the model."""
 
+LABEL_MULTIPLE = 8
+"""Batches have so many label columns, or a multiple of it."""
+
 _MAX_CELLS = 2_000
 """Grid size of the dynamic programming over lengths; a finer grid is coarsened to it (memory is its square)."""
 
@@ -187,7 +190,7 @@ def plan_epoch(
 
 
 def label_widths(
-    edges: np.ndarray, num_samples: np.ndarray, label_lengths: np.ndarray, multiple: int = 8
+    edges: np.ndarray, num_samples: np.ndarray, label_lengths: np.ndarray, multiple: int = LABEL_MULTIPLE
 ) -> np.ndarray:
     """Label columns of each bucket, fixed so that there are no more shapes than buckets.
 

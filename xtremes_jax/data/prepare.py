@@ -109,6 +109,7 @@ def prepare(
     tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None" = None,
     chars_to_ignore: Sequence[str] | None = None,
     max_target_length: int | None = None,
+    start_token: int | None = None,
     purpose: Purpose = "train",
     min_duration: float = 0.0,
     max_duration: float | None = None,
@@ -126,6 +127,7 @@ def prepare(
         tokenizer: Of text, turns cleaned transcripts or translations into labels.
         chars_to_ignore: Of text, see `text.clean`.
         max_target_length: Of translations, the most labels that the decoder has positions for.
+        start_token: Of translations, what the decoder starts with: see `subwords.encode_targets`.
         purpose: "train" leaves out clips too short for their transcript or for a single frame, and translations that
             are too long. "score" keeps them, without loss (`has_loss`), because a model is answerable for every clip of
             a test set.
@@ -151,7 +153,7 @@ def prepare(
     elif kind == "classification":
         found = _classes(raw, rows, reasons)
     else:
-        found = _texts(raw, rows, tokenizer, chars_to_ignore, kind, reasons)
+        found = _texts(raw, rows, tokenizer, chars_to_ignore, kind, start_token, reasons)
     found = _fitting(found, durations, num_frames, kind, purpose, reasons, max_target_length)
     split = PreparedSplit(
         raw.name, raw, found.rows, durations.num_samples[found.rows], found.labels, found.references,
@@ -243,6 +245,7 @@ def _texts(
     tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None",
     chars_to_ignore: Sequence[str] | None,
     kind: str,
+    start_token: int | None,
     reasons: dict[int, str],
 ) -> _Labelled:
     """The rows that have a transcript or a translation."""
@@ -268,7 +271,7 @@ def _texts(
     if kind == "ctc":
         labels, unknown = encode_all(tokenizer, [text + TARGET_END for text in texts.values()])
     else:  # the reference script's space at the end is nothing to a subword tokenizer
-        labels, unknown = encode_targets(tokenizer, references)
+        labels, unknown = encode_targets(tokenizer, references, start_token=start_token)
     return _Labelled(np.array(list(texts), np.int64), references, labels, np.ones(len(texts), bool), unknown)
 
 

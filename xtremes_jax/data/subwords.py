@@ -19,8 +19,6 @@ if TYPE_CHECKING:  # it takes seconds to import, and loads torch where that is i
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """Of a tokenizer that is learned, by id: start, padding, end, unknown."""
-VOCABULARY_SIZE = 2000
-"""Tokens of a tokenizer that is learned, unless another number is asked for; few texts give fewer."""
 
 _BLOCK_TEXTS = 20_000
 _FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "merges.txt")
@@ -39,7 +37,7 @@ def load_subword_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast | 
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its parsers do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -60,7 +58,7 @@ def load_subword_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast | 
     return tokenizer
 
 
-def learn_tokenizer(texts: Iterable[str], *, vocab_size: int = VOCABULARY_SIZE) -> "PreTrainedTokenizerFast":
+def learn_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerFast":
     """A byte-pair tokenizer of at most `vocab_size` tokens, special ones and all characters of the texts included.
 
     The same texts in the same order give the same tokenizer. `save_pretrained` writes what `AutoTokenizer` reads.
@@ -95,11 +93,19 @@ def learn_tokenizer(texts: Iterable[str], *, vocab_size: int = VOCABULARY_SIZE) 
     )
 
 
-def encode_targets(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> tuple[list[np.ndarray], Counter[str]]:
+def encode_targets(
+    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], *, start_token: int | None = None
+) -> tuple[list[np.ndarray], Counter[str]]:
     """Labels of many texts, as the tokenizer makes them for targets, each ending with the end token.
 
     A multilingual tokenizer puts a language token beside the text: of mBART-50 it comes first, which is how a decoder
     with a forced first token is trained; where it comes behind the end token (mBART-25) it is moved to the front.
+
+    Args:
+        tokenizer: of the decoder.
+        texts: cleaned translations.
+        start_token: what the decoder starts every sentence with; where that is the language's token, as of mBART-25,
+            labels do not begin with it a second time.
 
     Returns:
         One `[tokens]` int32 array per text; and the characters for which the vocabulary has only the unknown token,
@@ -112,7 +118,8 @@ def encode_targets(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -
         block = list(texts[first : first + _BLOCK_TEXTS])
         encoded = tokenizer(text_target=block, return_attention_mask=False, return_offsets_mapping=True)
         for text, ids, spans in zip(block, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            labels.append(_ended(ids, tokenizer.eos_token_id))
+            label = _ended(ids, tokenizer.eos_token_id)
+            labels.append(label[1:] if label[0] == start_token and len(label) > 1 else label)
             for token, (start, end) in zip(ids, spans, strict=True):
                 if token == tokenizer.unk_token_id:
                     unknown.update(text[start:end].strip())

@@ -97,8 +97,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_field(field, getattr(self, field.name))
-        if self.early_stopping not in (True, False, "never"):
-            raise InputError(f"early_stopping is {shown(self.early_stopping)}; it must be true, false or 'never'.")
+        _check_early_stopping(self.early_stopping)
         if self.max_length < 2:
             raise InputError(f"max_length is {self.max_length}; a start token and another one need at least 2.")
 
@@ -108,7 +107,7 @@ class GenerationConfig:
 
         Raises:
             InputError: it asks for something that changes the output and is not implemented, or is not known; a field
-                is of the wrong type or size; or it does not fit the model. The field is named.
+                is of the wrong type or size. The field is named. Whether it fits the model: see `check_fits`.
         """
         known = {field.name for field in dataclasses.fields(cls)} | set(_NEW_TOKENS)
         for name, value in fields.items():
@@ -136,7 +135,8 @@ class GenerationConfig:
             InputError: as `from_huggingface`.
         """
         known = {field.name for field in dataclasses.fields(cls)} | set(_NEW_TOKENS) | set(_NEUTRAL)
-        parts = [model.decoder.to_huggingface(), config.get("decoder") or {}, config]
+        nested = config.get("decoder")
+        parts = [model.decoder.to_huggingface(), nested if isinstance(nested, Mapping) else {}, config]
         fields: dict[str, Any] = {}
         for part in parts:
             fields |= {name: part[name] for name in known & part.keys() if part is not config or part[name] is not None}
@@ -144,6 +144,7 @@ class GenerationConfig:
 
     @classmethod
     def _read(cls, fields: Mapping[str, Any], model: TranslationConfig) -> "GenerationConfig":
+        _check_early_stopping(False if fields.get("early_stopping") is None else fields["early_stopping"])
         read: dict[str, Any] = {name: getattr(model, name) for name in _TOKENS}
         for field in dataclasses.fields(cls):
             value = single(field.name, fields.get(field.name))
@@ -154,9 +155,7 @@ class GenerationConfig:
                 if not isinstance(fields[name], int) or isinstance(fields[name], bool) or fields[name] < 0:
                     raise InputError(f"{name} is {shown(fields[name])}; it must be a whole number that is at least 0.")
                 read[limit] = fields[name] + 1  # the start token
-        config = cls(**read)
-        config.check_fits(model)
-        return config
+        return cls(**read)
 
     def check_fits(self, model: TranslationConfig) -> None:
         """Raises `InputError` where a token or a length is more than a model has."""
@@ -172,3 +171,8 @@ class GenerationConfig:
     def to_huggingface(self) -> dict[str, Any]:
         """The contents of a `generation_config.json` with which Transformers generates the same."""
         return dataclasses.asdict(self)
+
+
+def _check_early_stopping(value: Any) -> None:
+    if not isinstance(value, bool) and value != "never":
+        raise InputError(f"early_stopping is {shown(value)}; it must be true, false or 'never'.")

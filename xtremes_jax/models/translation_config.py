@@ -68,28 +68,17 @@ class TranslationConfig:
         """Whether waveforms are brought to zero mean and unit variance."""
         return self.encoder.normalize_waveform
 
-    @property
-    def min_samples(self) -> int:
-        """Fewest samples that make one frame."""
-        return self.encoder.min_samples
-
-    def num_output_frames(self, num_samples: Any) -> Any:
-        """Frames that the decoder reads of `num_samples` samples at 16 kHz."""
-        return self.encoder.num_output_frames(num_samples)
-
     @classmethod
     def from_huggingface(
         cls,
         config: Mapping[str, Any],
         *,
-        decoder_start_token_id: int | None = None,
         normalize_waveform: bool = True,
     ) -> "TranslationConfig":
         """Reads the nested `config.json` of a `SpeechEncoderDecoderModel`.
 
         Args:
             config: the parsed JSON. Tokens that it does not give itself are the decoder's.
-            decoder_start_token_id: replaces the checkpoint's.
             normalize_waveform: `do_normalize` of the checkpoint's feature extractor.
 
         Raises:
@@ -106,11 +95,10 @@ class TranslationConfig:
             if not isinstance(parts[name], Mapping):
                 raise InputError(f"config.json: {name} is {shown(parts[name])}; it must be that part's configuration.")
         decoder = DecoderConfig.from_huggingface(parts["decoder"])
-        tokens = {"decoder_start_token_id": decoder_start_token_id}
+        tokens = {}
         for name in _TOKENS:
-            if tokens.get(name) is None:
-                found = single(name, config.get(name))
-                tokens[name] = getattr(decoder, name) if found is None else found
+            found = single(name, config.get(name))
+            tokens[name] = getattr(decoder, name) if found is None else found
             if tokens[name] is None and name == "eos_token_id":
                 raise InputError("config.json has no eos_token_id, which ends a translation. Add it.")
         for field in dataclasses.fields(cls):
