@@ -1,5 +1,7 @@
 """What the model sends between devices: on eight simulated ones, nothing but summed gradients."""
 
+from pathlib import Path
+
 from runs import run_on_eight_devices
 
 EIGHT_DEVICES = """
@@ -92,3 +94,38 @@ WHOLE_MODEL = """
 
 def test_a_training_step_of_the_whole_model_gathers_no_activations_and_gives_the_same():
     assert run_on_eight_devices(WHOLE_MODEL).strip() == "agrees"
+
+
+GENERATION = """
+    import dataclasses, sys
+    import numpy as np, jax
+    sys.path.insert(0, TESTS)
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from models.translation_models import config_of, many_clips, parameters
+    from xtremes_jax.models import GenerationConfig, abstract_model, generate, merge, split_params
+
+    config = config_of("plain")
+    rng = np.random.default_rng(0)
+    params = parameters(config, rng, is_lively=True)
+    graphdef, _ = split_params(abstract_model(config))
+    audio, lengths = many_clips(rng)
+    lengths[5] = 0  # a filler row
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    rows, same = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
+    for beams in (1, 3):
+        search = GenerationConfig.from_huggingface({"num_beams": beams, "max_length": 20}, config)
+        write = jax.jit(lambda params, audio, lengths: generate(merge(graphdef, params), audio, lengths, search))
+        alone = write(params, audio, lengths)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, same), jax.device_put(audio, rows), jax.device_put(lengths, rows)
+            shared = write(*placed)
+        assert len(set(map(tuple, np.asarray(alone.tokens)))) > 3
+        for ours, expected in zip(shared, alone):
+            np.testing.assert_array_equal(ours, expected)
+    print("agrees")
+"""
+
+
+def test_eight_devices_write_the_same_translations():
+    tests = str(Path(__file__).resolve().parents[1])
+    assert run_on_eight_devices(GENERATION.replace("TESTS", repr(tests))).splitlines()[-1] == "agrees"
