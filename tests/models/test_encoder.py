@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.encoder import REMAT_POLICIES, Encoder, EncoderLayer
+from xtremes_jax.models.encoder import Encoder, EncoderLayer
 from xtremes_jax.models.masking import Randomness
+from xtremes_jax.models.stacked import REMAT_POLICIES
 
 LENGTHS = (8, 5, 0)
 

@@ -10,23 +10,21 @@ from jaxtyping import Array, Float, Int
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import attend
 from xtremes_jax.models.decoder_config import DecoderConfig
-from xtremes_jax.models.encoder import REMAT_POLICIES
 from xtremes_jax.models.layers import LayerNorm, Linear, activate
 from xtremes_jax.models.masking import (
     CROSS_ATTENTION,
     CROSS_ATTENTION_OUTPUT,
     EMBEDDING_DROPOUT,
-    LAYER,
     LAYER_ACTIVATION,
     LAYER_ATTENTION,
     LAYER_ATTENTION_OUTPUT,
     LAYER_OUTPUT,
-    LAYER_SKIP,
     Randomness,
     dropout,
     fold,
 )
 from xtremes_jax.models.products import compare
+from xtremes_jax.models.stacked import check_remat, layer_function, stack
 
 POSITION_OFFSET = 2
 """Row of the table of positions that belongs to the first token, as in every BART."""
@@ -165,23 +163,11 @@ class DecoderLayer(nnx.Module):
         return x + dropout(self.fc2(inner), config.dropout, fold(randomness, LAYER_OUTPUT))
 
 
-def _stacked_layers(config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs) -> DecoderLayer:
-    """All layers as one `DecoderLayer` whose every parameter has a leading axis: the layer."""
-
-    def make(key: Array) -> DecoderLayer:
-        return DecoderLayer(config, dtype=dtype, rngs=nnx.Rngs(key))
-
-    keys = jax.random.split(rngs.params(), config.decoder_layers)
-    states = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(key))))(keys)
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0)))), states)
-
-
 class Decoder(nnx.Module):
     """`MBartForCausalLM` with cross-attention: embeddings, the scanned layers, and the tied output."""
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
-        if remat not in REMAT_POLICIES:
-            raise InputError(f"remat policy {remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+        check_remat(remat)
         self.config = config
         self.dtype = dtype
         self.remat = remat
@@ -189,7 +175,7 @@ class Decoder(nnx.Module):
         table = self.embed_tokens.embedding
         table[...] = table[...].at[config.pad_token_id].set(0.0)
         self.embed_positions = Embedding(config, config.max_position_embeddings + POSITION_OFFSET, rngs=rngs)
-        self.layers = _stacked_layers(config, dtype=dtype, rngs=rngs)
+        self.layers = stack(lambda rngs: DecoderLayer(config, dtype=dtype, rngs=rngs), config.decoder_layers, rngs)
         self.layernorm_embedding = LayerNorm(config.d_model, epsilon=_NORM_EPS)
         self.layer_norm = LayerNorm(config.d_model, epsilon=_NORM_EPS)
 
@@ -214,19 +200,13 @@ class Decoder(nnx.Module):
         self.check_length(tokens.shape[1])
         x = self._embed(tokens, jnp.arange(tokens.shape[1]))
         x = dropout(x, self.config.dropout, fold(randomness, EMBEDDING_DROPOUT))
-        graphdef, stacked = nnx.split(self.layers)
-        randomness = fold(randomness, LAYER)
-
-        def run(params: Any, x: Array, index: Array) -> Array:
-            keys = fold(randomness, index)
-            layer = nnx.merge(graphdef, params)
-            if keys is None or self.config.decoder_layerdrop == 0.0:
-                return layer(x, hidden, lengths, keys)
-            skip = jax.random.bernoulli(jax.random.fold_in(keys.shared, LAYER_SKIP), self.config.decoder_layerdrop)
-            return jax.lax.cond(skip, lambda x: x, lambda x: layer(x, hidden, lengths, keys), x)
-
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        run, stacked = layer_function(
+            self.layers,
+            lambda layer, x, keys: layer(x, hidden, lengths, keys),
+            randomness,
+            layerdrop=self.config.decoder_layerdrop,
+            remat=self.remat,
+        )
         indices = jnp.arange(self.config.decoder_layers)
         x, _ = jax.lax.scan(lambda x, inputs: (run(inputs[0], x, inputs[1]), None), x, (stacked, indices))
         return self._logits(x)

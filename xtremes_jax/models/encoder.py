@@ -1,6 +1,5 @@
 """The Transformer encoder: positional convolution, then layers that are stacked and scanned."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,17 +7,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import SelfAttention
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.layers import PRODUCT, LayerNorm, activate, linear
+from xtremes_jax.models.layers import LayerNorm, activate, linear
 from xtremes_jax.models.masking import (
-    LAYER,
     LAYER_ACTIVATION,
     LAYER_ATTENTION,
     LAYER_ATTENTION_OUTPUT,
     LAYER_OUTPUT,
-    LAYER_SKIP,
     POSITION_DROPOUT,
     Randomness,
     dropout,
@@ -26,17 +22,7 @@ from xtremes_jax.models.masking import (
     frame_mask,
 )
 from xtremes_jax.models.positional import PositionalConvolution
-
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
-}
-"""What a layer keeps for its gradient, by name.
-
-`none`: everything (fastest, most memory). `full`: only its input; the rest is computed again, which costs one more
-forward pass. `dots`: the results of its linear maps; only what is cheap, and the attention scores, is computed again.
-"""
+from xtremes_jax.models.stacked import check_remat, layer_function, stack
 
 
 class FeedForward(nnx.Module):
@@ -82,28 +68,16 @@ class EncoderLayer(nnx.Module):
         return self.final_layer_norm(x + self.feed_forward(x, randomness))
 
 
-def stacked_layers(config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs) -> EncoderLayer:
-    """All layers as one `EncoderLayer` whose every parameter has a leading axis: the layer."""
-
-    def make(key: Array) -> EncoderLayer:
-        return EncoderLayer(config, dtype=dtype, rngs=nnx.Rngs(key))
-
-    keys = jax.random.split(rngs.params(), config.num_hidden_layers)
-    states = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(make(key))))(keys)
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0)))), states)
-
-
 class Encoder(nnx.Module):
     """Positions, then the scanned layers."""
 
     def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
-        if remat not in REMAT_POLICIES:
-            raise InputError(f"remat policy {remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}.")
+        check_remat(remat)
         self.config = config
         self.remat = remat
         self.pos_conv_embed = PositionalConvolution(config, dtype=dtype, rngs=rngs)
         self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.layers = stacked_layers(config, dtype=dtype, rngs=rngs)
+        self.layers = stack(lambda rngs: EncoderLayer(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs)
 
     def __call__(
         self,
@@ -137,20 +111,13 @@ class Encoder(nnx.Module):
         self, x: Array, lengths: Array | None, randomness: Randomness | None, layer_weights: Array | None
     ) -> tuple[Array, Array | None]:
         """Runs the layers in turn, adding up the weighted sum of hidden states on the way where it is asked for."""
-        graphdef, stacked = nnx.split(self.layers)
-        randomness = fold(randomness, LAYER)
-
-        def run(params: Any, x: Array, index: Array) -> Array:
-            keys = fold(randomness, index)
-            layer = nnx.merge(graphdef, params)
-            if keys is None or self.config.layerdrop == 0.0:
-                return layer(x, lengths, keys)
-            skip = jax.random.bernoulli(jax.random.fold_in(keys.shared, LAYER_SKIP), self.config.layerdrop)
-            return jax.lax.cond(skip, lambda x: x, lambda x: layer(x, lengths, keys), x)
-
-        if self.remat != "none":
-            # Inside a scan nothing can be merged with the forward pass, so the barrier against that is not needed.
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        run, stacked = layer_function(
+            self.layers,
+            lambda layer, x, keys: layer(x, lengths, keys),
+            randomness,
+            layerdrop=self.config.layerdrop,
+            remat=self.remat,
+        )
 
         def step(carry: tuple[Array, Array | None], inputs: tuple[Any, Array, Array | None]) -> tuple[Any, None]:
             x, mixed = carry

@@ -121,7 +121,7 @@ def build_model(
             `jax.jit` with `out_shardings` may create large parameters where they will live.
         dtype: what is computed in (float32, bfloat16 or float16); parameters, waveform statistics, norms, softmax and
             logits are float32 in any case.
-        remat: a name of `encoder.REMAT_POLICIES`: "none", "full" or "dots".
+        remat: a name of `stacked.REMAT_POLICIES`: "none", "full" or "dots".
 
     Raises:
         InputError: the configuration has no head, or the policy is unknown.
