@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xtremes_jax.models.attention import attend
-from xtremes_jax.models.masking import Randomness
+from xtremes_jax.models.masking import Randomness, dropout
 
 
 def by_hand(query, key, value, lengths):
@@ -40,6 +40,32 @@ def test_it_is_softmax_attention_over_valid_keys_with_and_without_draws(rate, rn
     np.testing.assert_allclose(ours, by_hand(*arrays, lengths), atol=2e-6)
     unmasked = attend(*map(jnp.asarray, arrays), None, dropout_rate=rate, randomness=keys())
     np.testing.assert_allclose(unmasked, by_hand(*arrays, [9, 9, 9]), atol=2e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gradient_is_that_of_the_definition(causal, rate, rng):
+    arrays = [jnp.asarray(array) for array in draw(rng)]
+    along = jnp.asarray(rng.standard_normal(arrays[0].shape).astype(np.float32))
+    lengths, randomness = jnp.array([9, 5, 1]), keys()
+
+    def ours(*arrays):
+        options = {"is_causal": causal, "dropout_rate": rate, "randomness": randomness}
+        return jnp.sum(along * attend(*arrays, lengths, **options))
+
+    def definition(query, key, value):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+        scores = jnp.where(jnp.arange(9) < lengths[:, None, None, None], scores, -jnp.inf)
+        if causal:
+            scores = jnp.where(jnp.tri(9, dtype=bool), scores, -jnp.inf)
+        weights = dropout(jax.nn.softmax(scores), rate, randomness)
+        return jnp.sum(along * jnp.einsum("bhqk,bkhd->bqhd", weights, value))
+
+    gradients = jax.grad(ours, (0, 1, 2))(*arrays)
+    for got, expected in zip(gradients, jax.grad(definition, (0, 1, 2))(*arrays), strict=True):
+        np.testing.assert_allclose(got, expected, atol=3e-6)
+    _, pull = jax.vjp(ours, *arrays)
+    assert max(leaf.size for leaf in jax.tree.leaves(pull)) <= arrays[0].size  # no probabilities are kept
 
 
 @pytest.mark.parametrize("rate", [0.0, NEXT_TO_NO_DROPOUT])

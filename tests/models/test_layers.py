@@ -82,3 +82,41 @@ def test_activations_are_those_of_transformers(name, rng):
 
     x = 3 * rng.standard_normal(200).astype(np.float32)
     np.testing.assert_allclose(activate(name, jnp.asarray(x)), ACT2FN[name](torch.from_numpy(x)), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
+def test_the_gradient_of_an_activation_keeps_its_input_alone(name, rng):
+    x, along = (jnp.asarray(rng.standard_normal((3, 5)).astype(np.float32)) for _ in range(2))
+    step = 1e-3
+    slope = jax.grad(lambda x: jnp.sum(along * activate(name, x)))(x)
+    finite = (activate(name, x + step) - activate(name, x - step)) / (2 * step) * along
+    np.testing.assert_allclose(slope, finite, atol=2e-3)
+    _, pull = jax.vjp(lambda x: activate(name, x), x)
+    assert len(jax.tree.leaves(pull)) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_layer_norm_is_that_of_its_definition(dtype, rng):
+    x, along = (rng.standard_normal((2, 3, 8)).astype(np.float32) for _ in range(2))
+    x, scale, bias = (
+        jnp.asarray(2 + 3 * x, dtype),
+        *(jnp.asarray(rng.standard_normal(8), jnp.float32) for _ in range(2)),
+    )
+    graphdef = nnx.graphdef(LayerNorm(8, epsilon=1e-3))
+
+    def definition(x, scale, bias):
+        wide = x.astype(jnp.float32)
+        normal = (wide - wide.mean(-1, keepdims=True)) / jnp.sqrt(wide.var(-1, keepdims=True) + 1e-3)
+        return jnp.sum(along * (normal * scale + bias))
+
+    def ours(x, scale, bias):
+        return jnp.sum(along * nnx.merge(graphdef, {"scale": scale, "bias": bias})(x))
+
+    for got, expected in zip(
+        jax.grad(ours, (0, 1, 2))(x, scale, bias), jax.grad(definition, (0, 1, 2))(x, scale, bias), strict=True
+    ):
+        assert got.dtype == expected.dtype
+        tolerance = 2e-5 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(
+            got.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance, rtol=tolerance
+        )

@@ -1,14 +1,16 @@
 """Multi-head attention (Vaswani et al. 2017) over frames, with the frames past a clip's length masked, or causal."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.layers import linear
+from xtremes_jax.models.layers import PRODUCT, linear
 from xtremes_jax.models.masking import Randomness, dropout, frame_mask
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -45,14 +47,75 @@ def attend(
             query, key, value, is_causal=is_causal, key_value_seq_lengths=counted, implementation="cudnn"
         )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
+    options = (is_causal, 0.0 if randomness is None else dropout_rate)
+    return _attend_explicitly(query, key, value, lengths, randomness, *options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend_explicitly(
+    query: Array,
+    key: Array,
+    value: Array,
+    lengths: Array | None,
+    randomness: Randomness | None,
+    is_causal: bool,
+    dropout_rate: float,
+) -> Array:
+    """`attend` by its definition. The gradient keeps no probabilities, `[batch, heads, queries, frames]`, but computes
+    them again, as FlashAttention does (Dao et al. 2022): writing and reading them costs more than that."""
+    return _attend_forward(query, key, value, lengths, randomness, is_causal, dropout_rate)[0]
+
+
+def _scores(query: Array, key: Array, lengths: Array | None, is_causal: bool) -> tuple[Array, Array | None]:
+    """Scores `[batch, heads, queries, frames]` in float32, and which of them count (None: all)."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     scores = jnp.einsum("bqhd,bkhd->bhqk", scaled, key, preferred_element_type=jnp.float32)
-    if lengths is not None:
-        scores = jnp.where(frame_mask(lengths, key.shape[1])[:, None, None, :], scores, _MASKED)
+    counts = None if lengths is None else frame_mask(lengths, key.shape[1])[:, None, None, :]
     if is_causal:
-        scores = jnp.where(jnp.tri(query.shape[1], key.shape[1], dtype=bool), scores, _MASKED)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, randomness)
-    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+        past = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
+        counts = past if counts is None else counts & past
+    return (scores if counts is None else jnp.where(counts, scores, _MASKED)), counts
+
+
+def _attend_forward(
+    query: Array,
+    key: Array,
+    value: Array,
+    lengths: Array | None,
+    randomness: Randomness | None,
+    is_causal: bool,
+    dropout_rate: float,
+) -> tuple[Array, tuple]:
+    scores, _ = _scores(query, key, lengths, is_causal)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
+    probabilities = dropout(jnp.exp(scores - top) / total, dropout_rate, randomness)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+    kept = checkpoint_name((mixed, top, total), PRODUCT)
+    return kept[0], (query, key, value, lengths, randomness, *kept)
+
+
+def _attend_backward(is_causal: bool, dropout_rate: float, saved: tuple, gradient: Array) -> tuple:
+    query, key, value, lengths, randomness, mixed, top, total = saved
+    scores, counts = _scores(query, key, lengths, is_causal)
+    probabilities = jnp.exp(scores - top) / total
+    dropped = dropout(probabilities, dropout_rate, randomness).astype(value.dtype)
+    of_value = jnp.einsum("bhqk,bqhd->bkhd", dropped, gradient)
+    of_probabilities = jnp.einsum("bqhd,bkhd->bhqk", gradient, value, preferred_element_type=jnp.float32)
+    of_probabilities = dropout(of_probabilities, dropout_rate, randomness)
+    # The mean of the probabilities' gradients, which the softmax takes off, is that of the result along itself.
+    along = jnp.einsum("bqhd,bqhd->bhq", gradient, mixed, preferred_element_type=jnp.float32)[..., None]
+    of_scores = probabilities * (of_probabilities - along)
+    if counts is not None:
+        of_scores = jnp.where(counts, of_scores, 0.0)
+    of_scores = of_scores.astype(query.dtype)
+    scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    of_query = jnp.einsum("bhqk,bkhd->bqhd", of_scores, key) * scale
+    of_key = jnp.einsum("bhqk,bqhd->bkhd", of_scores, query * scale)
+    return of_query, of_key, of_value, None, None
+
+
+_attend_explicitly.defvjp(_attend_forward, _attend_backward)
 
 
 def _use_cudnn(query: Float[Array, "batch queries heads head_features"]) -> bool:

@@ -1,5 +1,6 @@
 """Small building blocks: activations, norms in float32, convolutions over frames, initial distributions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +30,21 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(name: str, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """The activation that Transformers knows by `name` (one of `config.ACTIVATIONS`)."""
+    """The activation that Transformers knows by `name` (one of `config.ACTIVATIONS`); its gradient keeps `x` alone."""
     return _ACTIVATIONS[name](x)
+
+
+def _activate_forward(name: str, x: Array) -> tuple[Array, Array]:
+    return activate(name, x), x
+
+
+def _activate_backward(name: str, x: Array, gradient: Array) -> tuple[Array]:
+    return jax.vjp(_ACTIVATIONS[name], x)[1](gradient)
+
+
+activate.defvjp(_activate_forward, _activate_backward)
 
 
 def uniform_initializer(bound: float) -> jax.nn.initializers.Initializer:
@@ -85,11 +98,40 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*dims features"]) -> Float[Array, "*dims features"]:
         """Normalises the last axis to zero mean and unit variance, then scales and shifts each feature."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
-        return y.astype(x.dtype)
+        return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """A function of its own for the sake of its gradient, which keeps `x` alone and normalises it again."""
+    return (_normalized(x, epsilon)[0] * scale + bias).astype(x.dtype)
+
+
+def _normalized(x: Float[Array, "*dims features"], epsilon: float) -> tuple[Array, Float[Array, "*dims 1"]]:
+    """The last axis with zero mean and unit variance in float32, and what that was multiplied with."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    return centred * factor, factor
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, Array]]:
+    return _layer_norm(x, scale, bias, epsilon), (x, scale)
+
+
+def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    x, scale = saved
+    normal, factor = _normalized(x, epsilon)
+    gradient = gradient.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    inner = gradient * scale
+    # What moves all features together, or along the normalised vector, is normalised away again.
+    along = jnp.mean(inner * normal, axis=-1, keepdims=True)
+    of_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - normal * along)
+    return of_x.astype(x.dtype), jnp.sum(gradient * normal, axis=rows), jnp.sum(gradient, axis=rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class FrameGroupNorm(nnx.Module):
