@@ -171,3 +171,27 @@ def test_what_was_trained_is_saved_before_an_error():
     with pytest.raises(InputError, match="too many clips"):
         run(diary, total_steps=9, save_steps=100)
     assert diary.saved == [(4, None)]
+
+
+class Scalar:
+    """A step's scalar that writes down when it is brought to the host."""
+
+    def __init__(self, value, reads, step):
+        self.value, self.reads, self.step = value, reads, step
+
+    def __array__(self, dtype=None, copy=None):
+        self.reads.append(self.step)
+        return np.asarray(self.value, dtype)
+
+
+def test_scalars_are_read_when_they_are_logged_and_not_before():
+    diary, reads, done = Diary(), [], []
+
+    def step(state, batch):
+        assert all(read_at <= max(logged for logged, _ in diary.logged) for read_at in reads)
+        done.append(state)
+        return state + 1, StepMetrics(*(Scalar(value, reads, state + 1) for value in (1.0, 1.0, 0.1, 1.0, 0)))
+
+    run(diary, total_steps=9, step=step, logging_steps=4)
+    assert len(done) == 9 and sorted(set(reads)) == list(range(1, 10))
+    assert [at for at, _ in diary.logged] == [4, 8, 9]

@@ -13,7 +13,7 @@ from xtremes_jax.models import PRESETS, build_model, decays, flatten_params, spl
 from xtremes_jax.models import is_feature_encoder, unflatten_params  # isort: skip
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule
-from xtremes_jax.training.sharding import make_mesh, tree_sharding
+from xtremes_jax.training.sharding import batch_sharding, make_mesh, tree_sharding
 from xtremes_jax.training.state import create_state
 from xtremes_jax.training.step import make_eval_step, make_train_step, step_randomness
 
@@ -233,3 +233,16 @@ def test_draws_depend_on_the_clip_and_not_on_its_place():
     np.testing.assert_array_equal(data(one.rows[0]), data(other.rows[1]))
     np.testing.assert_array_equal(data(one.rows[2]), data(other.rows[0]))
     np.testing.assert_array_equal(data(one.shared), data(other.shared))
+
+
+def test_between_steps_nothing_travels_and_the_old_state_is_gone(rng):
+    config = tiny("ctc", mask_time_prob=0.2)
+    run = Run(config)
+    rows = batch_sharding(run.mesh)
+    batches = [Batch(*(jax.device_put(a, rows) for a in make_batch(rng, config))) for _ in range(2)]
+    run.state, _ = run.step(run.state, batches[0])  # compiled outside: constants go to the device once
+    before = run.state
+    with jax.transfer_guard("disallow"):
+        run.state, metrics = run.step(run.state, batches[1])
+    assert all(array.is_deleted() for array in before.trainable.values())
+    assert np.isfinite(float(metrics.loss))
