@@ -9,6 +9,7 @@ from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
 from xtremes_jax.assembly import assemble, model_config
 from xtremes_jax.corpus import SkippedClips, load_corpus
+from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
@@ -30,7 +31,10 @@ def run(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     for note in arguments.notes:
         logger.warning(note)
-    configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
+    configure_jax(
+        use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
+        default_cache_root=default_cache_dir(),
+    )  # fmt: skip
     with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest():
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
         translation = arguments.selection.task.kind == "translation"

@@ -1,11 +1,11 @@
 """`python -m xtremes_jax.train`: one run, read from top to bottom: arguments, data, model, loop, scores, export."""
 
 import dataclasses
+import functools
 import json
 import logging
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ from xtremes_jax.assembly import (
     run_length,
 )
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
+from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.data.loader import TrainLoader
-from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
+from xtremes_jax.resuming import Best, find_checkpoint, labels_of, resume
 from xtremes_jax.run_directory import RECORD, RunDirectory
 from xtremes_jax.run_record import write_record
 from xtremes_jax.scoring import Scorer, make_scorer, write_scores
 from xtremes_jax.starting import starting_point
+from xtremes_jax.startup import StartUp, process_begun
+from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
@@ -46,15 +49,22 @@ PREDICTIONS = {"eval": "eval_predictions.jsonl", "predict": "predictions.jsonl"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: see `console.run_command`."""
-    return console.run_command(parse_arguments, run, sys.argv[1:] if argv is None else argv)
+    startup = StartUp(process_begun() if argv is None else None)
+    run_it = functools.partial(run, startup=startup)
+    return console.run_command(parse_arguments, run_it, sys.argv[1:] if argv is None else argv)
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
+def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
     """Trains, scores and exports as the arguments say, and returns what `all_results.json` holds."""
+    startup = startup or StartUp()
+    startup.mark("imports")
     data, training = arguments.data, arguments.training
     for note in arguments.notes:
         logger.warning(note)
-    configure_jax(use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir)
+    configure_jax(
+        use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
+        default_cache_root=default_cache_dir(),
+    )  # fmt: skip
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
     with directory, StopRequest() as stop:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
@@ -62,6 +72,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         translation = arguments.selection.task.kind == "translation"
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
+        startup.mark("data")
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
             return {}
@@ -74,6 +85,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             for role in ("eval", "predict")
             if role in corpus.splits
         }
+        startup.mark("model")
 
         # Loop: train, score on the way, end with the last or the best parameters, and keep those first of all.
         results = read_results(directory.path)
@@ -83,7 +95,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
                 results = {}
             # A record is of a finished run: see score.py.
             (directory.path / RECORD).unlink(missing_ok=True)
-            state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop)
+            state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop, startup)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
             write_json(directory.path / "train_results.json", trained)
@@ -104,21 +116,6 @@ def run(arguments: Arguments) -> dict[str, Any]:
     return results
 
 
-@dataclasses.dataclass
-class Best:
-    """The best evaluation so far."""
-
-    score: float | None = None
-    step: int | None = None
-
-    def offer(self, step: int, score: float | None, greater_is_better: bool | None) -> None:
-        """Takes a later score over if it is better; a tie stays with the earlier step, and NaN is never best."""
-        if score is None or not math.isfinite(score):
-            return
-        if self.score is None or (score > self.score if greater_is_better else score < self.score):
-            self.score, self.step = score, step
-
-
 def train(
     arguments: Arguments,
     network: Network,
@@ -127,6 +124,7 @@ def train(
     directory: RunDirectory,
     skipped: SkippedClips,
     stop: StopRequest,
+    startup: StartUp,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the loop, from the newest checkpoint if there is one: (final or best state, train results).
 
@@ -142,37 +140,44 @@ def train(
     optimization = make_optimization(arguments, network, total_steps)
     best = Best()
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
-    state, start_step, owed = resume(arguments, corpus, checkpoints, optimization, network, best)
-    log = RunLog(
-        directory.path,
-        tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
-        resume_step=start_step,
-    )
-    step = make_step(arguments, network, optimization)
-    bar = console.Bar(total=total_steps, start=start_step, hidden=training.disable_tqdm)
-    batches = loader.iterate(start_step)
-    try:
-        with jax.set_mesh(network.mesh), stop.deferred():
-            state, report = fit(
-                state,
-                start_step=start_step,
-                train_step=step,
-                batches=batches,
-                schedule=make_timetable(arguments, total_steps),
-                hooks=make_hooks(arguments, corpus, log, bar, scorer, checkpoints, skipped, best),
-                stop=stop,
-                epoch_of=lambda done: (done / loader.steps_per_epoch, done % loader.steps_per_epoch == 0),
-                owed=owed and scorer is not None,
-            )
-    finally:
-        batches.close()
-        bar.close()
-        log.close()
-        checkpoints.wait()
+    source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
+    with make_step(arguments, network, optimization) as step:
+        # Compiled while the state is read or made and the loader warms up.
+        step.announce(loader.shapes(begin, total_steps - begin))
+        state, owed = resume(arguments, corpus, source, begin, checkpoints, optimization, network, best)
+        log = RunLog(
+            directory.path,
+            tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
+            resume_step=begin,
+        )
+        bar = console.Bar(total=total_steps, start=begin, hidden=training.disable_tqdm)
+        batches = loader.iterate(begin)
+        startup.mark("state")
+        try:
+            with jax.set_mesh(network.mesh), stop.deferred():
+                state, report = fit(
+                    state,
+                    start_step=begin,
+                    train_step=step,
+                    batches=batches,
+                    schedule=make_timetable(arguments, total_steps),
+                    hooks=make_hooks(
+                        arguments, corpus, log, bar, scorer, checkpoints, skipped, best,
+                        started=lambda report: startup.first_step(report, step),
+                    ),
+                    stop=stop,
+                    epoch_of=lambda done: (done / loader.steps_per_epoch, done % loader.steps_per_epoch == 0),
+                    owed=owed and scorer is not None,
+                )  # fmt: skip
+        finally:
+            batches.close()
+            bar.close()
+            log.close()
+            checkpoints.wait()
     if report.interrupted:
         checkpoints.close()
         stop.check()
-    results = train_results(report, state, loader, step._cache_size(), best)
+    results = train_results(report, state, loader, step, best) | startup.results()
     results["train_samples"] = len(corpus.splits["train"])
     if not report.steps:
         logger.info("The run is finished: all its %d steps are done.", total_steps)
@@ -210,10 +215,10 @@ def read_results(directory: Path, name: str = "all_results.json") -> dict[str, A
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def make_step(arguments: Arguments, network: Network, optimization: Optimization):
-    """The training step of these arguments; XLA compiles it when the first batch of each shape comes."""
+def make_step(arguments: Arguments, network: Network, optimization: Optimization) -> CompiledAhead:
+    """The training step of these arguments; XLA compiles it once for each shape of a batch."""
     training = arguments.training
-    return make_train_step(
+    step = make_train_step(
         graphdef=network.graphdef,
         objective=network.objective,
         optimizer=optimization.optimizer,
@@ -225,74 +230,7 @@ def make_step(arguments: Arguments, network: Network, optimization: Optimization
         mesh=network.mesh,
         state_sharding=optimization.state_sharding,
     )
-
-
-def resume(
-    arguments: Arguments,
-    corpus: Corpus,
-    checkpoints: Checkpoints,
-    optimization: Optimization,
-    network: Network,
-    best: Best,
-) -> tuple[TrainState, int, bool]:
-    """The state to start from, its global step, and whether its evaluation is still owed. `best` is filled in.
-
-    Raises:
-        InputError: there is no such checkpoint, or it was trained on another vocabulary or other classes.
-    """
-    training = arguments.training
-    wanted = training.resume_from_checkpoint
-    source, step = checkpoints, checkpoints.latest()
-    if wanted not in (None, "True", "true"):
-        source, step = Checkpoints.at(wanted)
-    elif wanted is not None and step is None:
-        raise InputError(f"--resume_from_checkpoint: there is no checkpoint in {checkpoints.directory}.")
-    if step is None:
-        return optimization.first_state(network), 0, False
-    # A checkpoint takes their place: freed first, so that two copies are never held at once.
-    jax.tree.map(lambda array: array.delete(), (network.trainable, network.frozen))
-    state, progress = source.restore(step, optimization.abstract_state)
-    logger.info("Going on from step %s (%s)", step, source.directory / str(step))
-    if progress["labels"] != _labels(corpus):
-        raise InputError(
-            f"The checkpoint {source.directory / str(step)} was trained on another vocabulary or other classes than "
-            "the splits of this run give. Use the same data and splits, or another --output_dir."
-        )
-    _warn_of_another_order(arguments, progress)
-    checkpoints.delete_after(step)
-    same_metric = progress["arguments"]["metric_for_best_model"] == training.metric_for_best_model
-    if same_metric and progress["best"]["step"] in checkpoints.steps():
-        best.step, best.score = progress["best"]["step"], progress["best"]["score"]
-    return state, step, progress.get("evaluation_owed", False)
-
-
-def _labels(corpus: Corpus) -> Any:
-    """What the head's outputs stand for: the vocabulary, or the classes in order."""
-    return corpus.label_names if corpus.tokenizer is None else corpus.tokenizer.get_vocab()
-
-
-_ORDER = (
-    "dataset_name dataset_config_name language_group train_split_name max_train_samples max_duration_in_seconds "
-    "min_duration_in_seconds max_batch_seconds max_buckets group_by_length dataloader_drop_last data_seed key_language"
-).split()
-"""Flags that, with the rows of a global batch, decide which clips a step gets."""
-
-
-def _warn_of_another_order(arguments: Arguments, progress: dict[str, Any]) -> None:
-    """Says so when a run goes on with other batches than it began with: some clips then come twice, others not."""
-    before, now = progress["arguments"], describe(arguments)
-
-    def rows(values: dict[str, Any], devices: int) -> int:
-        return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * devices
-
-    changed = [name for name in _ORDER if before.get(name, now[name]) != now[name]]
-    if rows(before, progress["devices"]) != rows(now, jax.device_count()):
-        changed.append("the number of clips in a step over all devices")
-    if changed:
-        logger.warning(
-            "The run began with other batches (%s): in this epoch, some clips will come twice and others not at all.",
-            ", ".join(changed),
-        )
+    return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,))
 
 
 def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
@@ -332,6 +270,7 @@ def make_hooks(
     checkpoints: Checkpoints,
     skipped: SkippedClips,
     best: Best,
+    started: Callable[[FitReport], None],
 ) -> Hooks:
     """What the loop does besides steps. `best` is kept up to date."""
     training, task = arguments.training, arguments.selection.task
@@ -348,7 +287,7 @@ def make_hooks(
         progress = {
             "best": dataclasses.asdict(best),
             "arguments": describe(arguments),
-            "labels": _labels(corpus),
+            "labels": labels_of(corpus),
             "devices": jax.device_count(),
             "evaluation_owed": owed,
         }
@@ -358,11 +297,11 @@ def make_hooks(
         log.write("train", step, epoch, values)
         bar.show(step, epoch, values)
 
-    return Hooks(log=write_log, evaluate=evaluate, save=save, skipped=skipped.add, advance=bar.advance)
+    return Hooks(log=write_log, evaluate=evaluate, save=save, skipped=skipped.add, advance=bar.advance, started=started)
 
 
 def train_results(
-    report: FitReport, state: TrainState, loader: TrainLoader, compilations: int, best: Best
+    report: FitReport, state: TrainState, loader: TrainLoader, step: CompiledAhead, best: Best
 ) -> dict[str, Any]:
     """What `train_results.json` holds: Transformers' names where it has one, and what the loop measured."""
     results: dict[str, Any] = {
@@ -378,7 +317,8 @@ def train_results(
         "train_audio_seconds_per_second": report.audio_seconds / report.steady_seconds,
         "train_padding": 1.0 - report.audio_seconds / report.padded_seconds if report.padded_seconds else None,
         "train_data_wait": report.wait_seconds / report.steady_seconds,
-        "train_compilations": compilations,
+        "train_compilations": len(step.programs),
+        "train_compilations_cached": step.cached,
         "train_buckets": len(loader.edges),
         "train_skipped_updates": int(state.skipped_updates),
     }

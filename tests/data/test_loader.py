@@ -253,6 +253,23 @@ def test_a_sharding_puts_whole_batches_on_all_devices():
         assert_same(host, put)
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_shapes_are_told_before_the_batches_come(grouped):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for size in ({"batch_size": 4}, {"max_batch_samples": 20_000}):
+        loader = TrainLoader(toy(41), group_by_length=grouped, max_buckets=4, sharding=sharding, **size)
+        for first in (0, 3):
+            loaded = take(loader, loader.steps_per_epoch, first)
+            seen = [jax.tree.map(lambda array: (array.shape, array.dtype), batch.batch) for batch in loaded]
+            told = [jax.tree.map(lambda array: (array.shape, array.dtype), batch) for batch in loader.shapes(first, 99)]
+            assert told == list(dict.fromkeys(seen)) and len(told) > 1
+            assert [batch.audio.sharding for batch in loader.shapes(first, 1)] == [sharding]
+        assert loader.shapes(5, 0) == loader.shapes(5, -2) == []
+    loader = EvalLoader(toy(41), batch_size=4, max_buckets=4, sharding=sharding)
+    shapes = dict.fromkeys(batch.batch.audio.shape for batch in loader)
+    assert [batch.audio.shape for batch in loader.shapes()] == list(shapes)
+
+
 def test_the_wait_for_slow_clips_is_measured():
     split = toy(4)
     quick = split.read_audio

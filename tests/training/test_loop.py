@@ -1,5 +1,6 @@
 """When the loop logs, evaluates, saves and stops, with a step that only counts."""
 
+import dataclasses
 import os
 import signal
 from types import SimpleNamespace
@@ -92,6 +93,17 @@ def test_epochs_end_with_the_run(total_steps, expected):
     run(diary, total_steps=total_steps, eval_steps="epoch", save_steps="epoch", logging_steps="epoch")
     assert diary.evaluated == [step for step, _ in diary.saved] == [step for step, _ in diary.logged] == expected
     assert all(score == step / 100 for step, score in diary.saved)
+
+
+def test_the_first_step_is_told_of_once():
+    diary, told = Diary(), []
+    hooks = dataclasses.replace(diary.hooks(), started=lambda report: told.append((report.steps, diary.advanced)))
+    fit(
+        3, start_step=3, train_step=fake_step(), batches=fake_batches(3), hooks=hooks, stop=StopRequest(),
+        schedule=Schedule(total_steps=7, logging_steps=1, eval_steps=None, save_steps=None),
+        epoch_of=lambda done: (done / 4, False),
+    )  # fmt: skip
+    assert told == [(1, 0)]
 
 
 def test_a_finished_run_does_nothing():

@@ -189,7 +189,10 @@ class TrainingArguments:
     )
     use_cpu: bool = flag(False, "Run on the CPU even if there is an accelerator.", old=("no_cuda",), scoring=True)
     compilation_cache_dir: str | None = flag(
-        None, "Folder where compiled steps are kept for the next run (ours; unset: as JAX is configured).", scoring=True
+        None,
+        "Private folder where compiled steps are kept for the next run, up to 10 GiB of them, or none (ours; unset: as "
+        "JAX is configured, else ~/.cache/xtremes_jax/compiled).",
+        scoring=True,
     )
     disable_tqdm: bool = flag(False, "Show no progress bar.", scoring=True)
     log_level: str = flag(

@@ -95,8 +95,7 @@ class Reader:
         _, planned = self.schedule.at(global_step)
         rows = planned.rows // self.process_count
         mine = planned.indices[self.process_index * rows : (self.process_index + 1) * rows]
-        width = self.widths[np.searchsorted(self.schedule.edges, planned.bucket_samples)]
-        batch = _filler_rows(rows, planned.bucket_samples, int(width), self.dtype)
+        batch = self.filler_rows(rows, planned.bucket_samples)
         skipped = []
         for row, clip in enumerate(mine):
             try:
@@ -113,6 +112,18 @@ class Reader:
             batch.sample_ids[row] = self.split.rows[clip]
         return HostBatch(batch, tuple(skipped))
 
+    def filler_rows(self, rows: int, bucket_samples: int) -> Batch:
+        """A batch of this bucket without clips."""
+        width = int(self.widths[np.searchsorted(self.schedule.edges, bucket_samples)])
+        return Batch(
+            audio=np.zeros((rows, bucket_samples), self.dtype),
+            audio_lengths=np.zeros(rows, np.int32),
+            labels=np.zeros((rows, width), np.int32),
+            label_lengths=np.zeros(rows, np.int32),
+            weight=np.zeros(rows, np.float32),
+            sample_ids=np.full(rows, -1, np.int32),
+        )
+
     def _audio(self, clip: int, bucket_samples: int) -> np.ndarray:
         audio = self.split.read_audio(clip)
         if len(audio) > bucket_samples + _RESAMPLER_SLACK:
@@ -127,17 +138,6 @@ class Reader:
         return SkippedClip(
             split=split.name, sample_id=int(split.rows[clip]), clip=split.clip_names[clip], reason=str(error)
         )
-
-
-def _filler_rows(rows: int, samples: int, width: int, dtype: np.dtype) -> Batch:
-    return Batch(
-        audio=np.zeros((rows, samples), dtype),
-        audio_lengths=np.zeros(rows, np.int32),
-        labels=np.zeros((rows, width), np.int32),
-        label_lengths=np.zeros(rows, np.int32),
-        weight=np.zeros(rows, np.float32),
-        sample_ids=np.full(rows, -1, np.int32),
-    )
 
 
 def as_type(audio: np.ndarray, dtype: np.dtype | type) -> np.ndarray:

@@ -13,7 +13,7 @@ import shutil
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,14 @@ class TrainLoader:
         """The batches of an epoch, in order: the same on every process."""
         return self._schedule.plan(epoch)
 
+    def shapes(self, first: int, count: int) -> list[Batch]:
+        """The different shapes of the `count` batches from a global step on, as they come first; of an epoch at most.
+
+        Batches of `jax.ShapeDtypeStruct`, for a loader with a sharding.
+        """
+        steps = range(first, first + min(count, self.steps_per_epoch))
+        return _shapes((self._schedule.at(step)[1] for step in steps), self._reader, self._sharding)
+
     def iterate(self, start_step: int = 0) -> "BatchStream":
         """Batches from a global step on, without end: `with loader.iterate(step) as batches: ...`."""
         return BatchStream(self._reader, start_step, _ENDLESS, self._num_workers, self._prefetch, self._sharding)
@@ -184,12 +192,29 @@ class EvalLoader:
         """The batches of the pass, in order: the same on every process."""
         return self._schedule.plan(0)
 
+    def shapes(self) -> list[Batch]:
+        """The different shapes of the batches, as they come first; see `TrainLoader.shapes`."""
+        return _shapes(self.plan(), self._reader, self._sharding)
+
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def __iter__(self) -> "BatchStream":
         """One pass; `global_step` counts its batches from 0."""
         return BatchStream(self._reader, 0, len(self), self._num_workers, self._prefetch, self._sharding)
+
+
+def _shapes(plan: Iterable[PlannedBatch], reader: Reader, sharding: Any) -> list[Batch]:
+    sizes = dict.fromkeys((planned.rows, planned.bucket_samples) for planned in plan)
+    return [
+        Batch(
+            *(
+                jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=sharding)
+                for row in reader.filler_rows(1, samples)
+            )
+        )
+        for rows, samples in sizes
+    ]
 
 
 def _check(split: PreparedSplit, size: dict[str, int | None], process_count: int) -> None:

@@ -10,15 +10,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jiwer
 import numpy as np
-import sacrebleu
 
 from xtremes_jax.tasks import TaskSpec
 
-# Both squeeze runs of white space and strip the ends; characters then count the single spaces that are left.
-_WORDS = jiwer.Compose([jiwer.RemoveMultipleSpaces(), jiwer.Strip(), jiwer.ReduceToListOfListOfWords()])
-_CHARACTERS = jiwer.Compose([jiwer.RemoveMultipleSpaces(), jiwer.Strip(), jiwer.ReduceToListOfListOfChars()])
+# jiwer and sacrebleu are imported where they are used: a run needs them long after its first step.
 
 
 def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -30,16 +26,21 @@ def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> fl
     Raises:
         ValueError: no clips, or not one prediction for each reference.
     """
-    return _error_rate(predictions, references, _WORDS)
+    return _error_rate(predictions, references, "ReduceToListOfListOfWords")
 
 
 def character_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Like `word_error_rate`, over characters; spaces between words are characters too."""
-    return _error_rate(predictions, references, _CHARACTERS)
+    return _error_rate(predictions, references, "ReduceToListOfListOfChars")
 
 
-def _error_rate(predictions: Sequence[str], references: Sequence[str], split: jiwer.Compose) -> float:
+def _error_rate(predictions: Sequence[str], references: Sequence[str], units: str) -> float:
+    """Edits over reference units, which the jiwer transform of this name makes."""
+    import jiwer
+
     _check_paired(predictions, references)
+    # Runs of white space are squeezed and the ends stripped; characters then count the single spaces that are left.
+    split = jiwer.Compose([jiwer.RemoveMultipleSpaces(), jiwer.Strip(), getattr(jiwer, units)()])
     counted = jiwer.process_words(
         list(references), list(predictions), reference_transform=split, hypothesis_transform=split
     )
@@ -82,6 +83,8 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
         ValueError: no clips, or not one prediction for each reference.
     """
     _check_paired(predictions, references)
+    import sacrebleu
+
     return float(sacrebleu.corpus_bleu(list(predictions), [list(references)]).score)
 
 

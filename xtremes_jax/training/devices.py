@@ -1,22 +1,28 @@
 """What is set in JAX before the first array is made."""
 
+from pathlib import Path
+
 import jax
 
+from xtremes_jax.training.compilation_cache import use_compilation_cache
 
-def configure_jax(*, use_cpu: bool, tf32: bool | None, compilation_cache_dir: str | None) -> None:
+
+def configure_jax(
+    *, use_cpu: bool, tf32: bool | None, compilation_cache_dir: str | None, default_cache_root: Path
+) -> None:
     """Chooses the platform, the precision of float32 products and the folder of compiled programs.
 
     Args:
         use_cpu: run on the CPU even where there is an accelerator.
         tf32: multiply float32 matrices in TensorFloat-32 (True) or in full float32 (False); None leaves JAX's choice.
-        compilation_cache_dir: where compiled programs are kept between runs; None leaves JAX's own setting.
+        compilation_cache_dir: where compiled programs are kept between runs; "none" keeps none, None chooses.
+        default_cache_root: the folder of caches to choose a place in.
     """
     if use_cpu:
         jax.config.update("jax_platforms", "cpu")
     if tf32 is not None:
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "float32")
-    if compilation_cache_dir is not None:
-        jax.config.update("jax_compilation_cache_dir", compilation_cache_dir)
+    use_compilation_cache(compilation_cache_dir, default_cache_root)
 
 
 def describe_devices() -> str:

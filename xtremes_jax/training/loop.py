@@ -85,7 +85,8 @@ class Hooks:
 
     `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, owed)` (owed:
     an evaluation was due at this step, and a signal came first), `skipped(clips)` for clips that could not be decoded,
-    `advance()` after each step, for the progress bar.
+    `advance()` after each step, for the progress bar, `started(report)` when the first step is done, with the time that
+    it alone has waited and compiled.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
@@ -93,6 +94,7 @@ class Hooks:
     save: Callable[[TrainState, int, float | None, bool], None]
     skipped: Callable[[list], None]
     advance: Callable[[], None]
+    started: Callable[["FitReport"], None] = lambda report: None
 
 
 @dataclass
@@ -108,7 +110,7 @@ class FitReport:
     logged_steps: int = 0
     runtime: float = 0.0
     compile_seconds: float = 0.0
-    """Spent on steps of a shape that had not come before: tracing and compiling them."""
+    """Spent on waiting for the programs of shapes that had not come before: tracing and compiling them."""
     pause_seconds: float = 0.0
     """Spent on evaluation and on handing checkpoints over."""
     first_step_seconds: float | None = None
@@ -182,6 +184,7 @@ def fit(
             if report.steps == 1:
                 jax.block_until_ready(meter.pending)
                 report.first_step_seconds = time.perf_counter() - begun
+                hooks.started(report)
             epoch, epoch_ended = epoch_of(step)
             log_now = schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1)
             meter = _settle(meter, report, step, epoch, log_now, schedule, hooks)

@@ -1,0 +1,53 @@
+"""From the beginning of a run to its first step: a second run takes its programs from the first one's cache."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from corpora import write_corpus
+from runs import flags, rows, run_elsewhere
+
+from xtremes_jax.startup import StartUp, process_begun
+
+
+def test_a_second_run_compiles_nothing(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", train=12)
+    home = tmp_path / "home"
+    losses = []
+    for name in ("cold", "warm"):
+        arguments = flags(corpus, tmp_path / name, "mls.all", do_eval=None, save_strategy="no")
+        environment = {"XDG_CACHE_HOME": str(home), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+        done = run_elsewhere(arguments, **environment, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / name / "train_results.json").read_text())
+        programs = results["train_compilations"]
+        assert 1 <= programs <= results["train_buckets"] == 2
+        assert results["train_compilations_cached"] == (programs if name == "warm" else 0)
+        parts = [value for key, value in results.items() if key.startswith("train_start_") and "_seconds" in key]
+        assert 2 * results["train_start_seconds"] == pytest.approx(sum(parts))
+        assert "First step after" in done.stderr and "from the cache" in done.stderr
+        losses.append([row["loss"] for row in rows(tmp_path / name / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+    kept = list((home / "xtremes_jax" / "compiled").glob("*/jit_train_step-*-cache"))
+    assert len(kept) >= programs
+
+
+def test_the_stopwatch_adds_up(caplog):
+    startup = StartUp(time.time() - 7)
+    startup.mark("imports")
+    startup.mark("data")
+    assert startup.results() == {}
+    report = SimpleNamespace(wait_seconds=0.25, compile_seconds=0.5)
+    with caplog.at_level("INFO", "xtremes_jax"):
+        startup.first_step(report, SimpleNamespace(programs={1: None}, announced=3, cached=1))
+    results = startup.results()
+    assert results["train_start_seconds"] == pytest.approx(7, abs=0.5)
+    assert results["train_start_imports_seconds"] == pytest.approx(7, abs=0.5)
+    assert results["train_start_first_batch_seconds"] == 0.25 and results["train_start_first_program_seconds"] == 0.5
+    assert "imports 7.0 s, data 0.0 s, first batch 0.2 s, first program 0.5 s" in caplog.text
+    assert "1 of 3 programs are ready, 1 of them from the cache" in caplog.text
+
+
+def test_a_process_knows_when_it_began():
+    assert time.time() - 3600 * 24 < process_begun() <= time.time()

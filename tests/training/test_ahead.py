@@ -1,0 +1,162 @@
+"""Programs compiled ahead: the right one for each shape, each compiled once, errors that say which."""
+
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtremes_jax.batch import Batch
+from xtremes_jax.training.ahead import CompiledAhead, worker_count
+from xtremes_jax.training.sharding import batch_sharding, make_mesh, replicated
+from xtremes_jax.training.signals import StopRequest
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh()
+
+
+def batch_of(rng, mesh, samples, labels=3, rows=8):
+    fields = Batch(
+        audio=rng.integers(-9, 9, (rows, samples)).astype(np.int16), audio_lengths=np.full(rows, samples, np.int32),
+        labels=rng.integers(0, 5, (rows, labels)).astype(np.int32), label_lengths=np.full(rows, labels, np.int32),
+        weight=rng.random(rows).astype(np.float32), sample_ids=np.arange(rows, dtype=np.int32),
+    )  # fmt: skip
+    return jax.device_put(fields, batch_sharding(mesh))
+
+
+def announced(batch):
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), batch)
+
+
+class Step:
+    """A step that adds up, notes what it is traced for, and may be held up or fail there."""
+
+    def __init__(self, mesh):
+        self.traced, self.threads, self.gates, self.broken = [], [], {}, set()
+        place = replicated(mesh)
+        self.jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(place, place))
+        self.state = jax.device_put({"sum": jnp.zeros((3,), jnp.int32)}, place)
+
+    def _step(self, state, batch):
+        samples = batch.audio.shape[1]
+        self.traced.append(samples)
+        self.threads.append(threading.current_thread())
+        if samples in self.gates:
+            assert self.gates[samples].wait(timeout=60)
+        if samples in self.broken:
+            raise ValueError("no room")
+        total = batch.audio.sum(dtype=jnp.int32)
+        return {"sum": state["sum"] + total}, total
+
+    def run(self, ahead, batch):
+        self.state, total = ahead(self.state, batch)
+        return int(total)
+
+
+def total_of(batch):
+    return int(np.asarray(batch.audio, np.int64).sum())
+
+
+def test_each_batch_runs_the_program_of_its_shape(rng, mesh):
+    step = Step(mesh)
+    batches = [batch_of(rng, mesh, samples) for samples in (400, 640, 400, 960, 640)]
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=2) as ahead:
+        ahead.announce(announced(batch) for batch in batches[:2])
+        ahead.announce(batches[1:3])  # arrays do as well, and a shape is compiled once
+        assert [step.run(ahead, batch) for batch in batches] == [total_of(batch) for batch in batches]
+    assert sorted(step.traced) == [400, 640, 960] and len(ahead.programs) == ahead.announced == 3
+    assert step.threads[step.traced.index(960)] is threading.main_thread()  # not announced
+    assert threading.main_thread() not in [step.threads[step.traced.index(samples)] for samples in (400, 640)]
+    np.testing.assert_array_equal(step.state["sum"], [sum(total_of(batch) for batch in batches)] * 3)
+
+
+def test_labels_are_part_of_the_shape(rng, mesh):
+    step = Step(mesh)
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead:
+        for labels in (3, 4):
+            step.run(ahead, batch_of(rng, mesh, 400, labels))
+    assert step.traced == [400, 400]
+
+
+def test_nothing_is_compiled_twice(rng, mesh):
+    step, compiled = Step(mesh), []
+
+    def note(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    batches = [batch_of(rng, mesh, samples) for samples in (400, 640)]
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead:
+            ahead.announce(batches)
+            for batch in batches * 3:
+                step.run(ahead, batch)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(compiled) == len(ahead.programs) == 2
+
+
+def test_a_step_waits_for_its_own_program_alone(rng, mesh):
+    step = Step(mesh)
+    step.gates[640] = threading.Event()
+    first, held, queued = (batch_of(rng, mesh, samples) for samples in (400, 640, 960))
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=1) as ahead:
+        ahead.announce([first, held, queued])
+        assert step.run(ahead, first) == total_of(first)
+        assert step.run(ahead, queued) == total_of(queued)  # the only worker is held up: compiled here
+        assert 640 not in [shape[0][1] for shape in ahead.programs]
+        step.gates[640].set()
+        assert step.run(ahead, held) == total_of(held)
+    assert sorted(step.traced) == [400, 640, 960]
+
+
+def test_an_error_says_for_which_batch_and_stops_the_next_step(rng, mesh):
+    step = Step(mesh)
+    step.broken.add(16_000)
+    good, bad = batch_of(rng, mesh, 400), batch_of(rng, mesh, 16_000, labels=5)
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=1) as ahead:
+        ahead.announce([bad])
+        with pytest.raises(ValueError, match="no room") as raised:
+            step.run(ahead, bad)
+        assert "8 clips of 1.0 s with 5 labels" in "".join(raised.value.__notes__)
+        with pytest.raises(ValueError, match="no room"):
+            step.run(ahead, good)  # long before the shape that fails would come
+
+
+def test_closing_leaves_what_is_not_begun(rng, mesh):
+    step = Step(mesh)
+    step.gates[400] = threading.Event()
+    ahead = CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=1)
+    ahead.announce([batch_of(rng, mesh, samples) for samples in (400, 640, 960)])
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    step.gates[400].set()
+    closing.join(timeout=60)
+    assert not closing.is_alive() and len(ahead.programs) <= 1
+    ahead.close()
+
+
+def test_an_idle_machine_is_not_filled_with_compilers(monkeypatch):
+    for cores, workers in ((None, 1), (1, 1), (2, 1), (8, 2), (16, 4), (192, 4)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert worker_count() == workers
+
+
+def test_a_signal_while_waiting_is_kept_for_the_loop(rng, mesh):
+    step, batch = Step(mesh), batch_of(rng, mesh, 400)
+    step.gates[400] = threading.Event()
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        step.gates[400].set()
+
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead, StopRequest() as stop, stop.deferred():
+        ahead.announce([batch])
+        threading.Timer(0.2, interrupt).start()
+        assert step.run(ahead, batch) == total_of(batch) and stop.received == signal.SIGTERM

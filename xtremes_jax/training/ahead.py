@@ -1,0 +1,150 @@
+"""Steps compiled before they are needed: one program for each batch shape, in threads, while the loader warms up.
+
+XLA compiles without holding Python's lock, so the programs of later batches are compiled while the first steps run, and
+reading a checkpoint costs no time of the compiler's. A step whose program is not there yet waits for that one alone.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from xtremes_jax.batch import SAMPLE_RATE, Batch
+
+_CORES_PER_COMPILATION = 4
+_MOST_COMPILATIONS = 4
+"""At a time: each takes as much host memory as a large model's program needs, some GB."""
+
+_HIT = "/jax/compilation_cache/cache_hits"
+_events = threading.local()
+
+
+def _count_hit(event: str, **_: Any) -> None:
+    if event == _HIT:
+        _events.hits = getattr(_events, "hits", 0) + 1
+
+
+jax.monitoring.register_event_listener(_count_hit)
+
+
+class Program(NamedTuple):
+    """A compiled step for one batch shape."""
+
+    run: jax.stages.Compiled
+    cached: bool
+    """Whether it came from the persistent compilation cache."""
+    seconds: float
+    """For tracing, lowering and compiling it."""
+
+
+def worker_count() -> int:
+    """Programs compiled at a time on this machine: XLA is itself parallel in part, so one for every four cores."""
+    return max(1, min(_MOST_COMPILATIONS, (os.cpu_count() or 1) // _CORES_PER_COMPILATION))
+
+
+class CompiledAhead:
+    """A jitted step `(*leading, batch) -> ...`, called as it would be itself, whose programs are compiled ahead.
+
+    Every program is compiled for exact shapes, types and shardings, so that none is compiled twice. Programs appear in
+    `programs` by `shape_of(batch)` as they become ready; shapes that were not announced are compiled when they come.
+    Use it in a `with` statement, or `close` it.
+
+    Args:
+        step: from `jax.jit`, with its donation and shardings.
+        mesh: what it is compiled under.
+        leading: arrays, or `jax.ShapeDtypeStruct` with shardings, of the arguments before the batch.
+        workers: programs compiled at a time.
+    """
+
+    def __init__(self, step: Any, *, mesh: Mesh, leading: tuple[Any, ...], workers: int | None = None):
+        self._step, self._mesh, self._leading = step, mesh, jax.tree.map(_abstract, leading)
+        self._pool = ThreadPoolExecutor(worker_count() if workers is None else workers, "compile")
+        self._futures: dict[tuple, Future[Program]] = {}
+        self.programs: dict[tuple, Program] = {}
+        self._failure: BaseException | None = None
+
+    def announce(self, batches: Iterable[Batch]) -> None:
+        """Has programs compiled for batches of these shapes (arrays or `jax.ShapeDtypeStruct`), in this order.
+
+        In a run of several processes nothing is done ahead: the compilers of all processes may have to wait for one
+        another, so each has to be asked for the same programs, and neither more nor fewer.
+        """
+        if jax.process_count() > 1:
+            return
+        for batch in batches:
+            shape = shape_of(batch)
+            if shape not in self._futures:
+                self._futures[shape] = self._pool.submit(self._compile, jax.tree.map(_abstract, batch))
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the step, as soon as its program is ready.
+
+        Raises:
+            Exception: what compiling it raised, or any program before it, with a note of the shape.
+        """
+        if self._failure is not None:
+            raise self._failure
+        shape = shape_of(arguments[-1])
+        program = self.programs.get(shape)
+        if program is None:
+            program = self._wait(shape, arguments[-1])
+        return program.run(*arguments)
+
+    @property
+    def announced(self) -> int:
+        """Programs that are compiled or waited for."""
+        return len(self._futures)
+
+    @property
+    def cached(self) -> int:
+        """Programs that came from the persistent compilation cache, so far."""
+        return sum(program.cached for program in list(self.programs.values()))
+
+    def close(self) -> None:
+        """Compiles no more; waits for what is being compiled. May be called again."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "CompiledAhead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(self, shape: tuple, batch: Batch) -> Program:
+        future = self._futures.get(shape)
+        if future is None or future.cancel():  # not begun: it does not have to queue behind the others
+            self._futures[shape] = future = Future()
+            future.set_result(self._compile(jax.tree.map(_abstract, batch)))
+        return future.result()
+
+    def _compile(self, batch: Batch) -> Program:
+        begun, hits = time.perf_counter(), getattr(_events, "hits", 0)
+        try:
+            with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
+                run = self._step.lower(*self._leading, batch).compile()
+        except Exception as error:
+            rows, samples = batch.audio.shape
+            error.add_note(
+                f"This came up while compiling the step for batches of {rows} clips of {samples / SAMPLE_RATE:.1f} s "
+                f"with {batch.labels.shape[1]} labels each."
+            )
+            self._failure = error
+            raise
+        program = Program(run, getattr(_events, "hits", 0) > hits, time.perf_counter() - begun)
+        self.programs[shape_of(batch)] = program
+        return program
+
+
+def shape_of(batch: Batch) -> tuple:
+    """What tells the batches of one run apart: the shapes of audio and labels."""
+    return batch.audio.shape, batch.labels.shape
+
+
+def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+    """Shape, type and sharding alone."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
