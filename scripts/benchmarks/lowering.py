@@ -27,7 +27,7 @@ from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule
 from xtremes_jax.training.sharding import batch_sharding, tree_sharding
 from xtremes_jax.training.state import TrainState, create_state
-from xtremes_jax.training.step import make_eval_step, make_train_step
+from xtremes_jax.training.step import make_train_step
 
 HEADS = ("ctc", "classification", "translation", "retrieval")
 LABELS_PER_SECOND = 12
@@ -169,14 +169,6 @@ def lower_train_step(setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
     )
     with jax.set_mesh(mesh):
         return step.lower(network.state, abstract_batch(setting, mesh))
-
-
-def lower_eval_step(setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    """The evaluation step of recognition and classification on this mesh."""
-    network = abstract_network(setting, mesh)
-    step = make_eval_step(graphdef=network.graphdef, objective=setting.objective(), mesh=mesh)
-    with jax.set_mesh(mesh):
-        return step.lower(network.state.trainable, network.state.frozen, abstract_batch(setting, mesh))
 
 
 def least_sent(

@@ -47,8 +47,7 @@ def instruction_bytes(instruction: Instruction, program: Program) -> float:
         return 2.0 * buffer_bytes(operands[1])
     if instruction.opcode != "fusion":
         return float(buffer_bytes(instruction.shape) + sum(map(buffer_bytes, operands)))
-    name = re.search(r"calls=%?([\w.\-]+)", instruction.attributes)[1]
-    read, written = _fusion(program.computations.get(name, []), operands)
+    read, written = _fusion(program, instruction, operands)
     return read + (buffer_bytes(instruction.shape) if written is None else written)
 
 
@@ -81,8 +80,9 @@ def _fused(program: Program) -> set[str]:
     return inside
 
 
-def _fusion(computation: list[Instruction], operands: list[str]) -> tuple[float, float | None]:
+def _fusion(program: Program, fusion: Instruction, operands: list[str]) -> tuple[float, float | None]:
     """Bytes that a fusion reads, and those that it writes if it updates its result in place."""
+    computation = _body(program, fusion)
     users: dict[str, list[Instruction]] = {}
     for instruction in computation:
         for name in instruction.operands:
@@ -92,20 +92,34 @@ def _fusion(computation: list[Instruction], operands: list[str]) -> tuple[float,
         if instruction.opcode != "parameter":
             continue
         shape = operands[int(instruction.literal)] if int(instruction.literal) < len(operands) else instruction.shape
-        full = buffer_bytes(shape)
-        uses = _through_bitcasts(instruction, users)
-        if full and uses and all(use.opcode == "dynamic-slice" for use, _ in uses):
-            read += min(full, sum(buffer_bytes(_in_main_memory(use.shape)) for use, _ in uses))
-        elif full and uses and all(use.opcode == "dynamic-update-slice" and place == 0 for use, place in uses):
-            continue  # what is updated in place is not read
-        else:
-            read += full
+        if full := buffer_bytes(shape):
+            uses = [_use(program, user, place, full) for user, place in _through_bitcasts(instruction, users)]
+            read += min(full, sum(uses)) if uses else full
     root = computation[-1] if computation else None
+    if root is not None and root.opcode == "fusion":
+        return read, _fusion(program, root, ["" for _ in root.operands])[1]
     if root is not None and root.opcode == "dynamic-update-slice":
         update = next((i for i in computation if i.name == root.operands[1]), None)
         if update is not None:
             return read, float(buffer_bytes(_in_main_memory(update.shape)))
     return read, None
+
+
+def _body(program: Program, fusion: Instruction) -> list[Instruction]:
+    return program.computations.get(re.search(r"calls=%?([\w.\-]+)", fusion.attributes)[1], [])
+
+
+def _use(program: Program, user: Instruction, place: int, full: int) -> float:
+    """Bytes that one use inside a fusion needs of an operand of `full` bytes."""
+    if user.opcode == "dynamic-slice" and place == 0:
+        return float(buffer_bytes(_in_main_memory(user.shape)))
+    if user.opcode == "dynamic-update-slice" and place == 0:
+        return 0.0  # what is updated in place is not read
+    if user.opcode == "fusion":  # a fusion inside: what it needs of this operand
+        only = ["" for _ in user.operands]
+        only[place] = f"u8[{full}]{{0}}"
+        return _fusion(program, user, only)[0]
+    return float(full)
 
 
 def _through_bitcasts(instruction: Instruction, users: dict[str, list[Instruction]]) -> list[tuple[Instruction, int]]:

@@ -106,13 +106,16 @@ ONE_AND_EIGHT = """
     auto = (jax.sharding.AxisType.Auto,) * 2
     one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=auto)
     expected = gradients(1, one)
+    overall = max(np.abs(gradient).max() for gradient in expected[1].values())
     for fsdp, count in ((1, 1), (1, 4), (4, 2), (8, 1)):
         got = gradients(count, sharding.make_mesh(fsdp))
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
         for name, gradient in expected[1].items():
+            # A shift of all keys changes no attention: the gradient of their bias is 0, but for rounding.
             largest = np.abs(gradient).max()
-            assert largest > 1e-6, name
-            np.testing.assert_allclose(got[1][name], gradient, rtol=1e-3, atol=1e-4 * largest, err_msg=name)
+            assert largest > 1e-4 * overall or name.endswith("k_proj.bias"), (name, largest, overall)
+            atol = 1e-4 * max(largest, 1e-3 * overall)
+            np.testing.assert_allclose(got[1][name], gradient, rtol=1e-3, atol=atol, err_msg=name)
         print(fsdp, count, "agrees")
 """
 
