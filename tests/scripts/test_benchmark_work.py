@@ -1,15 +1,10 @@
 """The benchmarks' arithmetic: floating-point operations against XLA's count, random batches, quantiles."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 from benchmarks.contenders import median_and_spread
 from benchmarks.work import Work, forward_flops, training_flops
 

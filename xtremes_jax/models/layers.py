@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.partitioning import whole
 from xtremes_jax.models.products import convolve, multiply, spread
 
 PRODUCT = "product"
@@ -104,7 +105,7 @@ class LayerNorm(nnx.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """A function of its own for the sake of its gradient, which keeps `x` alone and normalises it again."""
-    return (_normalized(x, epsilon)[0] * scale + bias).astype(x.dtype)
+    return (_normalized(x, epsilon)[0] * whole(scale) + whole(bias)).astype(x.dtype)
 
 
 def _normalized(x: Float[Array, "*dims features"], epsilon: float) -> tuple[Array, Float[Array, "*dims 1"]]:
@@ -124,7 +125,7 @@ def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array], gradient: A
     normal, factor = _normalized(x, epsilon)
     gradient = gradient.astype(jnp.float32)
     rows = tuple(range(x.ndim - 1))
-    inner = gradient * scale
+    inner = gradient * whole(scale)
     # What moves all features together, or along the normalised vector, is normalised away again.
     along = jnp.mean(inner * normal, axis=-1, keepdims=True)
     of_x = factor * (inner - jnp.mean(inner, axis=-1, keepdims=True) - normal * along)

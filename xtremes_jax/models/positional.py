@@ -12,15 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.layers import activate
+from xtremes_jax.models.partitioning import batch_axes
 from xtremes_jax.models.products import spread
-
-BATCH_AXES = ("data", "fsdp")
-"""Names of the mesh axes that the rows of a batch are spread over: fsdp devices also work on rows of their own."""
 
 _TAPS_TOGETHER = 4  # fastest of 1, 4, 8 and 16 at the base model's shape, on a CPU
 
@@ -103,15 +101,8 @@ def partitioned_convolution(
     The rows are split over those of the axes "data" and "fsdp" that the mesh has as Auto axes, if their number divides;
     the kernel is the same everywhere, and its gradient is summed over them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if name in BATCH_AXES and kind == AxisType.Auto
-    )
-    devices = 1
-    for name in axes:
-        devices *= mesh.shape[name]
+    axes = tuple(batch_axes())
+    devices = math.prod(batch_axes().values())
     if devices == 1 or x.shape[0] % devices:
         return grouped_convolution(x, kernel, groups)
 

@@ -3,6 +3,9 @@
 Differentiated as usual, a product in half precision gives its parameter's gradient in half precision too, and that is
 what devices and micro-batches then add up: whether float16 overflows would depend on how a batch was split. Here the
 sum over rows and frames is accumulated in float32 and stays so.
+
+Where devices share a parameter (`partitioning.whole`) it is gathered for the product, in the compute dtype, and again
+for the gradient: what is kept in between is each device's piece.
 """
 
 import functools
@@ -12,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xtremes_jax.models.partitioning import whole
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def multiply(
     x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"], output_dtype: Any
 ) -> Float[Array, "*rows outputs"]:
     """`x @ kernel`, the float32 kernel cast to the dtype of `x`; sums leave the product in `output_dtype`."""
-    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=output_dtype)
+    return jnp.matmul(x, whole(kernel.astype(x.dtype)), preferred_element_type=output_dtype)
 
 
 def _multiply_forward(x: Array, kernel: Array, output_dtype: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -28,7 +33,7 @@ def _multiply_forward(x: Array, kernel: Array, output_dtype: Any) -> tuple[Array
 def _multiply_backward(output_dtype: Any, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     gradient = gradient.astype(x.dtype)
-    return jnp.matmul(gradient, kernel.astype(x.dtype).T), _summed_product(x, gradient)
+    return jnp.matmul(gradient, whole(kernel.astype(x.dtype)).T), _summed_product(x, gradient)
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -49,7 +54,7 @@ def compare(
     Not `multiply` with a transposed table, whose gradient in half precision does not compile on CPUs.
     """
     axes = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, table.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, whole(table.astype(x.dtype)), axes, preferred_element_type=jnp.float32)
 
 
 def _compare_forward(x: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -59,7 +64,7 @@ def _compare_forward(x: Array, table: Array) -> tuple[Array, tuple[Array, Array]
 def _compare_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, table = saved
     gradient = gradient.astype(x.dtype)
-    return jnp.matmul(gradient, table.astype(x.dtype)), _summed_product(gradient, x)
+    return jnp.matmul(gradient, whole(table.astype(x.dtype))), _summed_product(gradient, x)
 
 
 compare.defvjp(_compare_forward, _compare_backward)
@@ -70,7 +75,7 @@ def convolve(
     x: Float[Array, "batch steps inputs"], kernel: Float[Array, "width inputs outputs"], stride: int
 ) -> Float[Array, "batch frames outputs"]:
     """A strided convolution without padding, in the dtype of `x`: `floor((steps - width) / stride) + 1` frames."""
-    return _convolution(x, kernel.astype(x.dtype), stride)
+    return _convolution(x, whole(kernel.astype(x.dtype)), stride)
 
 
 def _convolution(x: Array, kernel: Array, stride: int) -> Array:
@@ -83,7 +88,7 @@ def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tupl
 
 def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    transpose = jax.linear_transpose(lambda x: _convolution(x, kernel.astype(x.dtype), stride), x)
+    transpose = jax.linear_transpose(lambda x: _convolution(x, whole(kernel.astype(x.dtype)), stride), x)
     # The kernel's gradient is one matrix product of the output's gradient with the inputs that each frame saw.
     width, reach = kernel.shape[0], stride * (gradient.shape[1] - 1) + 1
     seen = jnp.concatenate([x[:, tap : tap + reach : stride] for tap in range(width)], axis=2)
@@ -96,7 +101,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def spread(vector: Float[Array, " features"], shape: tuple[int, ...], dtype: Any) -> Float[Array, "*rows features"]:
     """A float32 parameter vector in `dtype`, repeated over the leading axes of `shape`: a bias, or a mask's filling."""
-    return jnp.broadcast_to(vector.astype(dtype), shape)
+    return jnp.broadcast_to(whole(vector.astype(dtype)), shape)
 
 
 def _spread_forward(vector: Array, shape: tuple[int, ...], dtype: Any) -> tuple[Array, None]:

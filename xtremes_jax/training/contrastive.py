@@ -102,7 +102,12 @@ def margin_loss_sum(
 
 
 def pair_value_and_grad(
-    embed: Callable[[Any, Batch], tuple[Array, Array]], loss_sum: Callable, parameters: Any, batch: Batch, count: int
+    embed: Callable[[Any, Any, Batch], tuple[Array, Array]],
+    loss_sum: Callable,
+    parameters: Any,
+    others: Any,
+    batch: Batch,
+    count: int,
 ) -> tuple[Float[Array, ""], Any]:
     """Loss and gradient of a batch of pairs, the same for any number of micro-batches.
 
@@ -112,24 +117,29 @@ def pair_value_and_grad(
     still has all other pairs as negatives.
 
     Args:
-        embed: (parameters, micro-batch) -> (embeddings `[rows, embedding]`, logit scale): each row by itself.
+        embed: (parameters, others, micro-batch) -> (embeddings `[rows, embedding]`, logit scale): each row by itself.
         loss_sum: (embeddings `[batch, embedding]` in the batch's order, logit scale) -> scalar.
+        parameters: what the gradient is by.
+        others: what else `embed` needs.
         count: micro-batches; divides the rows of the batch.
     """
     if count == 1:
-        return jax.value_and_grad(lambda p: loss_sum(*embed(p, batch)))(parameters)
+        return jax.value_and_grad(lambda p: loss_sum(*embed(p, others, batch)))(parameters)
     parts = split_micro_batches(batch, count)
-    _, (embeddings, scales) = jax.lax.scan(lambda _, part: (None, embed(parameters, part)), None, parts)
+    _, (embeddings, scales) = jax.lax.scan(lambda _, part: (None, embed(parameters, others, part)), None, parts)
 
     def loss_of(embeddings, scale):
         return loss_sum(join_micro_batches(embeddings), scale)
 
     loss, (by_embedding, by_scale) = jax.value_and_grad(loss_of, argnums=(0, 1))(embeddings, scales[0])
 
-    def carry_on(part_and_gradient):
+    def carry_on(shared, part_and_gradient):
         part, gradient = part_and_gradient
-        _, pull = jax.vjp(lambda p: embed(p, part), parameters)
-        # The scale is the same in every micro-batch: each carries its share.
-        return pull((gradient, by_scale / count))[0]
+        _, pull = jax.vjp(lambda p: embed(p, shared[1], part)[0], shared[0])
+        return pull(gradient)[0]
 
-    return loss, accumulate(carry_on, (parts, by_embedding))
+    by_rows = accumulate(carry_on, (parameters, others), (parts, by_embedding))
+    # The scale is no sum over rows: it is the same in every micro-batch, and its share is added once.
+    first = jax.tree.map(lambda array: array[0], parts)
+    _, pull = jax.vjp(lambda p: embed(p, others, first)[1], parameters)
+    return loss, jax.tree.map(jnp.add, by_rows, pull(by_scale)[0])

@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.positional import BATCH_AXES
+from xtremes_jax.models.partitioning import BATCH_AXES
 
 SMALLEST_SHARDED = 2**16
 """Parameters with fewer elements are kept whole on every device: gathering them would cost more than it saves."""

@@ -83,23 +83,24 @@ def _make_gradients(graphdef, objective: Objective | PairObjective, accumulation
         return objective.loss_sum(forward(trainable, frozen, batch, key), batch) * factor
 
     def of_rows(state: TrainState, batch: Batch, key, factor):
-        def value_and_grad(part: Batch):
-            return jax.value_and_grad(micro_loss)(state.trainable, state.frozen, part, key, factor)
+        def value_and_grad(shared, part: Batch):
+            return jax.value_and_grad(micro_loss)(shared[0], shared[1], part, *shared[2:])
 
+        shared = (state.trainable, state.frozen, key, factor)
         if accumulation == 1:
-            return value_and_grad(batch)
-        return accumulate(value_and_grad, split_micro_batches(batch, accumulation))
+            return value_and_grad(shared, batch)
+        return accumulate(value_and_grad, shared, split_micro_batches(batch, accumulation))
 
     def of_pairs(state: TrainState, batch: Batch, key, factor):
-        def embed(trainable, part: Batch):
-            output = forward(trainable, state.frozen, part, key)
+        def embed(trainable, others, part: Batch):
+            output = forward(trainable, others[0], part, others[1])
             return output.logits, output.logit_scale
 
         def loss_sum(embeddings, logit_scale):
             draw = jax.random.fold_in(key, NEGATIVES_STREAM)
             return objective.loss_sum(embeddings, logit_scale, batch, draw) * factor
 
-        return pair_value_and_grad(embed, loss_sum, state.trainable, batch, accumulation)
+        return pair_value_and_grad(embed, loss_sum, state.trainable, (state.frozen, key), batch, accumulation)
 
     return of_pairs if isinstance(objective, PairObjective) else of_rows
 
