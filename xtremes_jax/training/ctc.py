@@ -5,7 +5,7 @@ exponentials for each addition and lose, in float32, three to four decimals of a
 is a float32 mantissa beside an integer exponent (`Scaled`): additions and products are a few cheap operations, and as
 exact as float32's own.
 
-Forward and backward recursion run as the rows of one batch and meet in the middle: one loop runs each over its half of
+Forward and backward recursion run side by side and meet in the middle: one loop runs each over its half of
 the frames and keeps it, another goes on over the other halves and combines each frame with what was kept of it. That
 takes as many dependent steps as one recursion alone, and half the memory of keeping both.
 """
@@ -35,9 +35,10 @@ class Scaled(NamedTuple):
 
 
 class States(NamedTuple):
-    """Scores of an alignment's states: blank 0, label 1, blank 1, …, label N, blank N, in `[rows, labels + 1]` each.
+    """Scores of an alignment's states: blank 0, label 1, blank 1, …, label N, blank N.
 
-    Backward rows hold blank n one place further on (and the last one in place 0), so that both directions move alike.
+    In `[direction, batch, labels + 1]` each. Backward, blank n is held one place further on, and the last one in place
+    0, so that both directions move alike.
     """
 
     blanks: Scaled
@@ -69,39 +70,32 @@ def _only(possible: Bool[Array, "*dims"], score: Scaled) -> Scaled:
     return Scaled(score.mantissa, jnp.where(possible, score.exponent, _IMPOSSIBLE))
 
 
-def _next_place(values: Float[Array, "rows places"] | Int[Array, "rows places"]) -> Array:
-    """Every value one place on in forward rows (the first half), one back in backward rows.
+def _next_place(values: Float[Array, "2 batch places"] | Int[Array, "2 batch places"]) -> Array:
+    """Every value one place on in the forward direction, one back in the backward direction.
 
-    What leaves at an end comes to place 0, where the emission is impossible, or is the backward rows' last blank.
+    What leaves at an end comes to place 0, where the emission is impossible, or is the backward direction's last blank.
     """
-    half = len(values) // 2
-    return jnp.concatenate([jnp.roll(values[:half], 1, axis=1), jnp.roll(values[half:], -1, axis=1)])
+    return jnp.stack([jnp.roll(values[0], 1, axis=1), jnp.roll(values[1], -1, axis=1)])
 
 
 def _get(values: Array, frame: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_index_in_dim(values, frame, axis=1, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(values, frame, axis=2, keepdims=False)
 
 
 def _put(values: Array, new: Array, frame: Int[Array, ""]) -> Array:
     """`values` with `new` as one frame, known to be inside: without the test of an indexed update."""
-    return jax.lax.dynamic_update_index_in_dim(values, new, frame, axis=1)
-
-
-def _halves(tree):
-    """The forward and the backward rows."""
-    half = len(jax.tree.leaves(tree)[0]) // 2
-    return jax.tree.map(lambda v: v[:half], tree), jax.tree.map(lambda v: v[half:], tree)
+    return jax.lax.dynamic_update_index_in_dim(values, new, frame, axis=2)
 
 
 class _Recursion(NamedTuple):
-    """Both recursions over a batch: `rows` are its forward rows and then its backward rows."""
+    """Both recursions over a batch: direction 0 is forward, direction 1 backward."""
 
     logits: Float[Array, "batch frames vocabulary"]
     normalizer: Float[Array, "batch frames"]
     """Logarithm of the sum of the exponentials of each frame's logits."""
     frames: Int[Array, " batch"]
-    labels: Int[Array, "rows places"]
-    may_skip: Bool[Array, "rows places"]
+    labels: Int[Array, "2 batch places"]
+    may_skip: Bool[Array, "2 batch places"]
     """Whether a path may go from a label to the next of its direction without a blank between: if the two differ."""
     start: States
     """Before the first frame: in the blank before the first label of the direction."""
@@ -110,17 +104,17 @@ class _Recursion(NamedTuple):
     """Frames, rounded up to an even number of blocks."""
 
     def emissions(self, step: Int[Array, ""]) -> tuple[Scaled, Scaled]:
-        """Probabilities of the blank `[rows, 1]` and of the labels `[rows, places]`: forwards, and from the end."""
+        """Probabilities of the blank `[2, batch, 1]` and of the labels `[2, batch, places]`, in frames of both ends."""
         last = self.logits.shape[1] - 1
         frames = jnp.minimum(step, last), jnp.minimum(self.steps - 1 - step, last)
-        logits = jnp.concatenate([self.logits[:, frame] for frame in frames])
-        normalizer = jnp.concatenate([self.normalizer[:, frame] for frame in frames])[:, None]
-        of_labels = jnp.take_along_axis(logits, self.labels, axis=1, mode="clip")
-        is_label = jnp.arange(self.labels.shape[1]) > 0
-        blank = self._probability(logits[:, self.blank, None] - normalizer)
+        logits = jnp.stack([self.logits[:, frame] for frame in frames])
+        normalizer = jnp.stack([self.normalizer[:, frame] for frame in frames])[:, :, None]
+        of_labels = jnp.take_along_axis(logits, self.labels, axis=2, mode="clip")
+        is_label = jnp.arange(self.labels.shape[2]) > 0
+        blank = self._probability(logits[:, :, self.blank, None] - normalizer)
         return blank, _only(is_label, self._probability(of_labels - normalizer))
 
-    def _probability(self, log_probability: Float[Array, "rows places"]) -> Scaled:
+    def _probability(self, log_probability: Float[Array, "2 batch places"]) -> Scaled:
         bits = jnp.maximum(log_probability * 1.4426950408889634, -_EXPONENT_BUDGET / self.steps)
         whole = jnp.floor(bits)
         return _only(log_probability > -jnp.inf, Scaled(jnp.exp2(bits - whole), whole.astype(jnp.int32)))
@@ -136,7 +130,7 @@ class _Recursion(NamedTuple):
         moved = self.move(states)
         of_blank, of_labels = self.emissions(step)
         after = States(_multiply(moved.blanks, of_blank), _multiply(moved.labels, of_labels))
-        active = jnp.concatenate([step < self.frames, self.steps - 1 - step < self.frames])[:, None]
+        active = jnp.stack([step < self.frames, self.steps - 1 - step < self.frames])[:, :, None]
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, states), moved
 
     def run(self, body, carry, steps: Int[Array, " steps"]):
@@ -150,8 +144,8 @@ class _Recursion(NamedTuple):
 
     def likelihood(self, states: States) -> Scaled:
         """`[batch]`, normalised: of all alignments together, from the scores in the middle."""
-        forward, _ = _halves(states)
-        _, backward = _halves(self.move(states))
+        forward = jax.tree.map(lambda values: values[0], states)
+        backward = jax.tree.map(lambda values: values[1], self.move(states))
         blanks = Scaled(*(jnp.roll(values, -1, axis=1) for values in backward.blanks))
         parts = [_multiply(forward.blanks, blanks), _multiply(forward.labels, backward.labels)]
         exponent = jnp.concatenate([part.exponent for part in parts], axis=1)
@@ -163,14 +157,14 @@ class _Recursion(NamedTuple):
 def _recursion(logits: Array, frames: Array, labels: Array, label_lengths: Array, blank: int) -> _Recursion:
     logits = logits.astype(jnp.float32)
     labels = jnp.pad(labels, ((0, 0), (1, 0)))
-    both = jnp.concatenate([labels, labels])
+    both = jnp.stack([labels, labels])
     places = jnp.arange(labels.shape[1])
     # Backward, blank N of N labels is in place N + 1, or in place 0 if there is no such place.
     last_blank = (label_lengths + 1) % len(places)
-    first = jnp.concatenate([jnp.zeros_like(label_lengths), last_blank])
+    first = jnp.stack([jnp.zeros_like(label_lengths), last_blank])
     one = jnp.ones(both.shape, jnp.float32)
-    certain = jnp.where(places == first[:, None], 0, _IMPOSSIBLE).astype(jnp.int32)
-    following = jnp.concatenate([jnp.roll(labels, -1, axis=1), jnp.roll(labels, 1, axis=1)])
+    certain = jnp.where(places == first[:, :, None], 0, _IMPOSSIBLE).astype(jnp.int32)
+    following = jnp.stack([jnp.roll(labels, -1, axis=1), jnp.roll(labels, 1, axis=1)])
     return _Recursion(
         logits=logits,
         normalizer=jax.nn.logsumexp(logits, axis=-1),
@@ -213,33 +207,30 @@ def _loss_and_slope(
         states, moved = recursion.step(states, step)
         return states, Scaled(*(_put(old, new, step) for old, new in zip(kept, moved.labels, strict=True)))
 
-    shape = (2 * batch, half, recursion.labels.shape[1])
+    shape = (2, batch, half, labels.shape[1] + 1)
     nothing = Scaled(jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
     states, kept = recursion.run(keep, (recursion.start, nothing), jnp.arange(half))
     likelihood = recursion.likelihood(states)
     losses, feasible = _losses(recursion, likelihood)
 
     def combine(carry: tuple[States, Array], late: Int[Array, ""]) -> tuple[States, Array]:
-        """Forward rows reach frame `late`, backward rows its mirror image `early`, at which the others were kept.
+        """Forward scores reach frame `late`, backward ones its mirror image `early`, at which the others were kept.
 
         The shares of all alignments that pass through each label take the place of the mantissas that were kept.
         """
         states, mantissas = carry
         states, _ = recursion.step(states, late)
         early = recursion.steps - 1 - late
-        forward, backward = _halves(states.labels)
-        there = Scaled(*(jnp.concatenate(pair) for pair in zip(backward, forward, strict=True)))
-        exponent = jnp.minimum(
-            _get(kept.exponent, early) + there.exponent - jnp.tile(likelihood.exponent, 2)[:, None], 127
-        )
-        share = _get(mantissas, early) * there.mantissa / jnp.tile(likelihood.mantissa, 2)[:, None]
-        counts = jnp.concatenate([feasible & (early < frames), feasible & (late < frames)])
-        share = jnp.where(counts[:, None], share * _power_of_two(exponent), 0.0)
+        there = Scaled(*(values[::-1] for values in states.labels))
+        exponent = jnp.minimum(_get(kept.exponent, early) + there.exponent - likelihood.exponent[:, None], 127)
+        share = _get(mantissas, early) * there.mantissa / likelihood.mantissa[:, None] * _power_of_two(exponent)
+        counts = jnp.stack([feasible & (early < frames), feasible & (late < frames)])
+        share = jnp.where(counts[:, :, None], share, 0.0)
         return states, _put(mantissas, share, early)
 
     _, shares = recursion.run(combine, (states, kept.mantissa), jnp.arange(half, recursion.steps))
     spread = _label_spreader(labels, vocabulary, blank)
-    tokens = jnp.concatenate([spread(shares[:batch]), spread(shares[batch:])[:, ::-1]], axis=1)[:, :count]
+    tokens = jnp.concatenate([spread(shares[0]), spread(shares[1])[:, ::-1]], axis=1)[:, :count]
     counts = feasible[:, None] & (jnp.arange(count) < frames[:, None])
     probabilities = jnp.exp(recursion.logits - recursion.normalizer[:, :, None])
     return losses, jnp.where(counts[:, :, None], probabilities - tokens, 0.0)
@@ -252,13 +243,12 @@ def _label_spreader(labels: Int[Array, "batch labels"], vocabulary: int, blank: 
     the labels, the columns of that matrix are the labels' first occurrences, from which each token then looks up its
     own: nothing grows with labels x vocabulary, and nothing large is scattered.
     """
-    batch, count = labels.shape
+    count = labels.shape[1]
     if vocabulary <= count:
         columns, width, place = labels, vocabulary, None
     else:
-        rows = jnp.arange(batch)[:, None]
-        places = jnp.broadcast_to(jnp.arange(count), labels.shape)
-        place = jnp.full((batch, vocabulary), count, jnp.int32).at[rows, labels].min(places, mode="drop")
+        nowhere = jnp.full((vocabulary,), count, jnp.int32)
+        place = jax.vmap(lambda row: nowhere.at[row].min(jnp.arange(count), mode="drop"))(labels)
         columns, width = jnp.take_along_axis(place, labels, axis=1, mode="clip"), count
     one_hot = (columns[:, :, None] == jnp.arange(width)).astype(jnp.float32)
     one_hot = jnp.pad(one_hot, ((0, 0), (1, 0), (0, 1)))  # place 0 is no label; the last column looks up nothing
