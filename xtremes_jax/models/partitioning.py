@@ -4,6 +4,10 @@ Left to itself, XLA works with the pieces into which fully sharded data parallel
 activations of all devices around instead of the kernel.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
@@ -31,3 +35,24 @@ def whole(parameter: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     as_it_lies = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * parameter.ndim)
     parameter = jax.lax.with_sharding_constraint(parameter, as_it_lies)
     return jax.lax.with_sharding_constraint(parameter, PartitionSpec())
+
+
+def on_own_rows(function: Callable[..., Any], *arrays: Array) -> Any:
+    """`function(*arrays)`, each device on its own rows: for what XLA does not split over the rows by itself.
+
+    Where no mesh of several devices is set, or they do not divide the rows, it is called as it is. Not to be
+    differentiated through: for use inside functions with a gradient of their own.
+
+    Args:
+        function: gives arrays with the rows first, each of which depends on the same row of its arguments alone.
+        arrays: rows first.
+    """
+    axes = batch_axes()
+    devices = math.prod(axes.values())
+    if devices == 1 or arrays[0].shape[0] % devices:
+        return function(*arrays)
+    rows = PartitionSpec(tuple(axes))
+    split = jax.shard_map(
+        function, in_specs=(rows,) * len(arrays), out_specs=rows, axis_names=set(axes), check_vma=False
+    )
+    return split(*arrays)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from xtremes_jax.models.partitioning import on_own_rows
+
 _IMPOSSIBLE = -(2**29)
 """Exponent of what cannot happen: finite, so that no sum or product of it needs a case of its own."""
 
@@ -274,11 +276,14 @@ def _label_spreader(labels: Int[Array, "batch labels"], vocabulary: int, blank: 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _ctc(logits: Array, frames: Array, labels: Array, label_lengths: Array, blank: int) -> Array:
-    return _loss_alone(logits, frames, labels, label_lengths, blank)
+    alone = functools.partial(_loss_alone, blank=blank)
+    return on_own_rows(alone, logits, frames, labels, label_lengths)
 
 
 def _ctc_forward(logits: Array, frames: Array, labels: Array, label_lengths: Array, blank: int):
-    losses, slope = _loss_and_slope(logits, frames, labels, label_lengths, blank)
+    # Forward and backward rows stand one after the other: left to itself, XLA sends them from device to device.
+    both = functools.partial(_loss_and_slope, blank=blank)
+    losses, slope = on_own_rows(both, logits, frames, labels, label_lengths)
     return losses, slope.astype(logits.dtype)
 
 
