@@ -102,6 +102,8 @@ def test_every_reason_makes_a_sentence():
         ("--max_batch_seconds 20", "may not hold the longest clip"),
         ("--max_batch_seconds 200 --max_duration_in_seconds none", "there is no limit"),
         ("--max_batch_seconds 200 --per_device_train_batch_size 8", "two ways to size a batch"),
+        ("--max_eval_batch_seconds 200 --per_device_eval_batch_size 8", "two ways to size a batch"),
+        ("--max_eval_batch_seconds 0", "greater than 0"),
         ("--max_steps 0", "trains nothing"),
         ("--gradient_checkpointing --remat_policy none", "contradict each other"),
         ("--eval_steps 1.5", "must be whole"),
@@ -316,6 +318,7 @@ def test_evaluate_arguments():
         ("--torch_compile", "compiled by XLA"),
         ("--model_name_or_path none", "no model to score"),
         ("--output_dir none", "nowhere to write"),
+        ("--max_eval_batch_seconds 9 --per_device_eval_batch_size 2", "two ways to size a batch"),
     ],
 )
 def test_evaluate_refuses_flags_of_training(given, message):

@@ -99,6 +99,23 @@ def test_scoring_a_run_gives_its_own_scores(recognition, corpus, tmp_path):
     assert by_id(tmp_path / "predictions.jsonl") == by_id(recognition / "predictions.jsonl")
 
 
+def test_scoring_by_seconds_gives_the_same_predictions(recognition, corpus, tmp_path):
+    predictions, padding = [], []
+    by_seconds = {"max_eval_batch_seconds": 2.5, "per_device_eval_batch_size": None}
+    for size in ({"per_device_eval_batch_size": 5}, by_seconds):
+        output = tmp_path / str(len(padding))
+        arguments = flags(
+            corpus, output, None, model_name_or_path=recognition, config_name=None, task="mls", do_train=None,
+            do_eval=None, freeze_feature_encoder=None, per_device_train_batch_size=None, max_steps=None,
+            learning_rate=None, logging_steps=None, group_by_length=None, max_buckets=2, predict_split_name="test",
+            **size,
+        )  # fmt: skip
+        assert evaluate.main(arguments) == 0
+        predictions.append({row["id"]: row["prediction"] for row in rows(output / "predictions.jsonl")})
+        padding.append(json.loads((output / "results.json").read_text())["padding"])
+    assert predictions[0] == predictions[1] and padding[0] != padding[1]
+
+
 def test_the_python_surface(recognition, corpus, tmp_path):
     model = load_model(recognition)
     raw = np.random.default_rng(0).integers(-3000, 3000, (2, 9000)).astype(np.int16)

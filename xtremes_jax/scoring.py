@@ -13,6 +13,7 @@ import numpy as np
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
+from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.data.loader import EvalLoader
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
@@ -60,15 +61,20 @@ class Scorer:
 
     def _make_loader(self, split: PreparedSplit) -> EvalLoader:
         arguments, mesh = self.arguments, self._mesh
+        seconds = arguments.data.max_eval_batch_seconds
+        if seconds is None:
+            size = {"batch_size": arguments.training.per_device_eval_batch_size * mesh.size}
+        else:
+            size = {"max_batch_samples": int(seconds * SAMPLE_RATE) * mesh.size}
         return EvalLoader(
             split,
-            batch_size=arguments.training.per_device_eval_batch_size * mesh.size,
             multiple=mesh.size,
             max_buckets=arguments.data.max_buckets,
             num_workers=arguments.data.dataloader_num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             sharding=sharding.batch_sharding(mesh),
+            **size,
         )
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:

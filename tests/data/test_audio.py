@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -334,3 +335,44 @@ def test_random_damage_is_refused_or_survived(format, subtype):
         except InputError:
             continue
         assert len(samples) == info.num_samples_16k
+
+
+IN_MEMORY = [
+    ("WAV", "PCM_16", 16_000, 1), ("WAV", "PCM_16", 16_000, 2), ("FLAC", "PCM_16", 8000, 1),
+    ("WAV", "FLOAT", 16_000, 1), ("WAV", "FLOAT", 22_050, 1), ("WAV", "PCM_24", 16_000, 1),
+    ("MP3", "MPEG_LAYER_III", 48_000, 1), ("OGG", "OPUS", 16_000, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "subtype", "rate", "channels"), IN_MEMORY)
+def test_a_clip_stays_as_it_is_when_its_thread_decodes_others(format, subtype, rate, channels, monkeypatch):
+    clips = [encode(noise(frames, channels), rate, format, subtype) for frames in (9000, 12_000, 700)]
+    first = decode(clips[0])
+    kept = first.copy()
+    others = [decode(clip) for clip in clips[1:]]
+    np.testing.assert_array_equal(first, kept)
+    with ThreadPoolExecutor(4) as pool:
+        for clip, expected in zip(clips * 8, pool.map(decode, clips * 8), strict=True):
+            np.testing.assert_array_equal(decode(clip), expected)
+    monkeypatch.setattr(audio, "_KEPT_BYTES", 0)
+    for clip, samples in zip(clips, [first, *others], strict=True):
+        np.testing.assert_array_equal(decode(clip), samples)
+
+
+# Not MP3 and Opus: soundfile seeks after each read, and their decoders then begin without the frames before.
+@pytest.mark.parametrize(
+    ("format", "subtype", "rate", "channels"), [kind for kind in IN_MEMORY if kind[0] in ("WAV", "FLAC")]
+)
+def test_mono_blocks_join_without_a_seam(format, subtype, rate, channels, monkeypatch):
+    data = encode(noise(3 * rate + 123, channels), rate, format, subtype)
+    whole = decode(data)
+    monkeypatch.setattr(audio, "_BLOCK_SECONDS", 1)
+    np.testing.assert_array_equal(decode(data), whole)
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_lossy_formats_lose_no_more_in_single_precision(format, subtype, channels):
+    data = encode(noise(20_000, channels), 16_000, format, subtype)
+    exact = soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)[0].mean(axis=1) * 32768
+    np.testing.assert_array_equal(decode(data), np.clip(np.rint(exact), -32768, 32767))

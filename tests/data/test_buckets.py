@@ -202,6 +202,56 @@ def test_a_budget_in_seconds_pads_little_and_is_kept(seconds, multiple):
         assert batch.rows * batch.bucket_samples <= size["max_batch_samples"] or batch.rows == multiple
 
 
+def like_mls(clips: int, seed: int) -> np.ndarray:
+    """Uniform between 10 and 20 s."""
+    return (np.random.default_rng(seed).uniform(10, 20, clips) * 16_000).astype(np.int64)
+
+
+def like_minds14(clips: int, seed: int) -> np.ndarray:
+    """Log-normal with a median of 8 s, between 2 and 30 s."""
+    seconds = np.random.default_rng(seed).lognormal(np.log(8), 0.6, clips)
+    return (np.clip(seconds, 2, 30) * 16_000).astype(np.int64)
+
+
+BENCHMARK_SIZES = [
+    *({"batch_size": rows} for rows in (8, 16, 32, 64)),
+    {"batch_size": 64, "multiple": 16},  # MLS as the reference does it: 4 clips on each of 8 devices, twice
+    {"max_batch_samples": 80 * 16_000},
+    {"max_batch_samples": 8 * 80 * 16_000, "multiple": 8},
+]
+
+
+@pytest.mark.parametrize("size", BENCHMARK_SIZES, ids=str)
+@pytest.mark.parametrize(("clips", "seed"), [(3_000, 0), (4_096, 1), (10_000, 2)])
+@pytest.mark.parametrize(("lengths_of", "most"), [(like_mls, 0.04), (like_minds14, 0.09)])
+def test_at_most_16_shapes_pad_little_on_the_benchmarks_durations(lengths_of, most, clips, seed, size):
+    lengths = lengths_of(clips, seed)
+    edges = batch_edges(lengths, **size)
+    for options in ({"epoch": 0}, {"epoch": 1, "seed": seed}, {"shuffle": False}):
+        plan = plan_epoch(lengths, edges, **options, **size)
+        assert len({(batch.bucket_samples, batch.rows) for batch in plan}) <= 16
+        assert padding_fraction(plan, lengths) <= most
+
+
+@pytest.mark.parametrize(("lengths_of", "optimum"), [(like_mls, 0.021), (like_minds14, 0.065)])
+def test_batches_of_8_pad_hardly_more_than_single_clips_would(lengths_of, optimum):
+    lengths = lengths_of(10_000, 3)
+    plan = plan_epoch(lengths, batch_edges(lengths, batch_size=8), batch_size=8)
+    assert padding_fraction(plan, lengths) <= optimum + 0.003
+
+
+@pytest.mark.parametrize("clips", [300, 1_871])
+def test_scoring_by_seconds_pads_less_than_32_rows_and_takes_fewer_batches_than_8(clips):
+    lengths = heavy_tailed(clips)
+
+    def plan(**size):
+        return plan_epoch(lengths, batch_edges(lengths, **size), shuffle=False, **size)
+
+    by_seconds = plan(max_batch_samples=64 * 16_000)
+    assert padding_fraction(by_seconds, lengths) < 0.75 * padding_fraction(plan(batch_size=32), lengths)
+    assert len(by_seconds) < 0.4 * len(plan(batch_size=8))
+
+
 def test_large_corpora_take_the_edges_of_single_clips_with_little_loss():
     lengths = heavy_tailed(20_000)
     size = {"max_batch_samples": 160 * 16_000}

@@ -106,6 +106,18 @@ def test_the_first_step_is_told_of_once():
     assert told == [(1, 0)]
 
 
+def test_the_host_is_never_more_than_two_steps_ahead(monkeypatch):
+    waited = []
+
+    def wait(tree):
+        waited.extend(int(metrics.loss) for metrics in tree)
+        return tree
+
+    monkeypatch.setattr("xtremes_jax.training.loop.jax.block_until_ready", wait)
+    run(Diary(), total_steps=6, logging_steps=None)
+    assert waited == [0, 0, 1, 2, 3], "the first step for its time; then, at each, the one before the last"
+
+
 def test_a_finished_run_does_nothing():
     diary = Diary()
     state, report = run(diary, start=7, total_steps=7, save_steps=1)

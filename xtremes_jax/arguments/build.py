@@ -29,6 +29,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     checks.check_training(training, given)
     checks.check_model(model, training, given)
     checks.check_data(data, given)
+    checks.check_scored_batches(data, given)
     selection = _select(data)
     checks.check_translation(model, training, selection, given)
     training = _complete(training, selection)
@@ -57,6 +58,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> Arguments:
     if given.values.get("do_predict") is False:
         raise InputError(f"{given.source('do_predict')} false leaves nothing to do. Drop it.")
     model, data, training = _fill(given)
+    checks.check_scored_batches(data, given)
     training = dataclasses.replace(training, do_predict=True)
     if model.model_name_or_path is None:
         raise InputError("There is no model to score. Add --model_name_or_path with a directory or a hub id.")

@@ -66,6 +66,15 @@ def check_data(data: DataArguments, given: Given) -> None:
         )
 
 
+def check_scored_batches(data: DataArguments, given: Given) -> None:
+    """One way of sizing the batches that are scored."""
+    if data.max_eval_batch_seconds is not None and "per_device_eval_batch_size" in given.values:
+        raise InputError(
+            f"{given.source('max_eval_batch_seconds')} and {given.source('per_device_eval_batch_size')} are two ways "
+            "to size a batch. Drop one of the two."
+        )
+
+
 def check_training(training: TrainingArguments, given: Given) -> None:
     """Something to do, somewhere to write, one precision, one warm-up, strategies that fit each other."""
     if not (training.do_train or training.do_eval or training.do_predict):

@@ -122,6 +122,14 @@ class DataArguments:
         above=0,
         needs=("train",),
     )
+    max_eval_batch_seconds: float | None = flag(
+        None,
+        "Fill each device's batch of clips to score with up to so many seconds of padded audio, in place of "
+        "--per_device_eval_batch_size clips; a longer clip is a batch of its own (ours).",
+        above=0,
+        scoring=True,
+        needs=("scores",),
+    )
     max_buckets: int = flag(
         16,
         "Number of lengths that batches are padded to, at most; each is compiled once (ours).",

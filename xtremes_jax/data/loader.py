@@ -284,7 +284,7 @@ def _close(putter: ThreadPoolExecutor, opened: list) -> None:
 def _decoded_ahead(steps: Steps, num_workers: int, prefetch: int) -> grain.IterDataset:
     """grain's pipeline of host batches in the order of the steps."""
     # A worker reads one batch at a time; the buffer between it and this process holds the batches that are ready.
-    threads = 1 if num_workers else min(prefetch, os.cpu_count() or 1)
+    threads = 1 if num_workers else min(prefetch, available_cpus())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if num_workers else prefetch)
     dataset = grain.MapDataset.source(steps).to_iter_dataset(options)
     if not num_workers:
@@ -294,6 +294,11 @@ def _decoded_ahead(steps: Steps, num_workers: int, prefetch: int) -> grain.IterD
         flags.FLAGS.mark_as_parsed()
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     return dataset.mp_prefetch(workers, worker_init_fn=settle_worker)
+
+
+def available_cpus() -> int:
+    """Cores that this process may run on: in a container or under `taskset`, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_shared_memory(needed: int) -> None:

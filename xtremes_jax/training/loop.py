@@ -14,6 +14,9 @@ from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import StepMetrics
 
+_QUEUED = 2
+"""Steps that the devices have before them at most: the one that runs, and the next."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -155,7 +158,8 @@ def fit(
 ) -> tuple[Any, FitReport]:
     """Runs steps `start_step` to `schedule.total_steps`, or until a stop is asked for, and saves in either case.
 
-    Nothing is read back from the devices between log lines, so that the next step is always queued.
+    Nothing is read back from the devices between log lines, so that the next step is always queued; and no more than
+    the next one, so that time spent waiting for a batch is time that the loader was too slow.
 
     Args:
         state: a `TrainState`; the loop itself never looks into it.
@@ -212,7 +216,11 @@ def fit(
 
 
 def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Meter, report: FitReport) -> Any:
-    """Queues one step and counts it; `shapes` are those of the batches so far. The next state."""
+    """Queues one step and counts it; `shapes` are those of the batches so far. The next state.
+
+    Returns when no more than `_QUEUED` steps are left to run. The devices always have the next one; and the host does
+    not take batches faster than they are used: each would lie in the devices' memory until its step comes.
+    """
     called = time.perf_counter()
     state, metrics = train_step(state, loaded.batch)
     if loaded.batch.audio.shape not in shapes:
@@ -221,6 +229,7 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
         meter.started += report.compiled(time.perf_counter() - called)
     meter.add(metrics, loaded)
     report.count(loaded)
+    jax.block_until_ready(meter.pending[:-_QUEUED][-1:])
     return state
 
 
