@@ -220,6 +220,7 @@ def test_what_is_left_open_is_filled_in():
             "mls.all",
             "--overwrite_output_dir, --eval_steps and --hidden_dropout have no effect without --do_train.",
         ),
+        ("--frontend_cache_dir x", "mls.all", "--frontend_cache_dir has no effect without --cache_frontend."),
     ],
 )
 def test_flags_without_effect_are_noted(given, config, note):

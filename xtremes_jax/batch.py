@@ -14,7 +14,8 @@ class Batch(NamedTuple):
     """
 
     audio: Any
-    """`[batch, samples]` int16 PCM at 16 kHz, or float32 in [-1, 1] where the source is float; 0 past the length."""
+    """`[batch, samples]` int16 PCM at 16 kHz, or float32 in [-1, 1] where the source is float; 0 past the length. None
+    where `frames` are there."""
     audio_lengths: Any
     """`[batch]` int32, in samples at 16 kHz."""
     labels: Any
@@ -25,3 +26,6 @@ class Batch(NamedTuple):
     """`[batch]` float32: 1 for a clip, 0 for a filler row."""
     sample_ids: Any
     """`[batch]` int32: the clip's row in its split as it was loaded, -1 for a filler row."""
+    frames: Any = None
+    """`[batch, frames, channels]` bfloat16, what the frozen front end made of the audio before (`--cache_frontend`);
+    finite past the frames of `audio_lengths`. None: the model makes them of `audio`."""

@@ -27,6 +27,7 @@ from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
+from xtremes_jax.frontend_cache import open_frontend_cache, shapes_on_frames
 from xtremes_jax.resuming import Best, find_checkpoint, labels_of, resume
 from xtremes_jax.run_directory import RECORD, RunDirectory
 from xtremes_jax.run_record import write_record
@@ -141,24 +142,27 @@ def train(
     best = Best()
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
     source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
+    cached = arguments.model.cache_frontend and begin < total_steps
     with make_step(arguments, network, optimization) as step:
         # Compiled while the state is read or made and the loader warms up.
-        step.announce(loader.shapes(begin, total_steps - begin))
+        shapes = loader.shapes(begin, total_steps - begin)
+        step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
         state, owed = resume(arguments, corpus, source, begin, checkpoints, optimization, network, best)
+        cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
         log = RunLog(
             directory.path,
             tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
             resume_step=begin,
         )
         bar = console.Bar(total=total_steps, start=begin, hidden=training.disable_tqdm)
-        batches = loader.iterate(begin)
+        batches = loader.iterate(begin) if cache is None else cache.batches(loader, begin)
         startup.mark("state")
         try:
             with jax.set_mesh(network.mesh), stop.deferred():
                 state, report = fit(
                     state,
                     start_step=begin,
-                    train_step=step,
+                    train_step=step if cache is None else cache.wrap(step),
                     batches=batches,
                     schedule=make_timetable(arguments, total_steps),
                     hooks=make_hooks(
@@ -174,6 +178,8 @@ def train(
             bar.close()
             log.close()
             checkpoints.wait()
+            if cache is not None:
+                cache.close()
     if report.interrupted:
         checkpoints.close()
         stop.check()

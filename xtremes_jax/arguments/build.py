@@ -32,6 +32,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     checks.check_scored_batches(data, given)
     selection = _select(data)
     checks.check_translation(model, training, selection, given)
+    checks.check_frontend_cache(model, selection, given)
     training = _complete(training, selection)
     checks.check_best_model(training, selection, given)
     arguments = Arguments(model, _name_selection(data, selection), training, selection)

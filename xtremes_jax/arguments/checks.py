@@ -43,6 +43,17 @@ def check_model(model: ModelArguments, training: TrainingArguments, given: Given
         )
 
 
+def check_frontend_cache(model: ModelArguments, selection: Selection, given: Given) -> None:
+    """Frames are kept only of a front end that does not change."""
+    frozen = model.freeze_feature_encoder or (model.freeze_encoder and selection.task.kind == "translation")
+    if model.cache_frontend and not frozen:
+        raise InputError(
+            f"{given.source('cache_frontend')} keeps what the convolutional front end computes, and "
+            f"{given.source('freeze_feature_encoder')} False trains it, so that this changes with every step. Drop one "
+            "of the two."
+        )
+
+
 def check_data(data: DataArguments, given: Given) -> None:
     """Durations that leave something to train on, and one way of sizing a batch."""
     longest, shortest = data.max_duration_in_seconds, data.min_duration_in_seconds
@@ -266,6 +277,7 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
     "pooled": ("in a task of {family}", lambda run: run.selection.task.kind in ("classification", "retrieval")),
     "retrieval": ("in a task of {family}", lambda run: run.selection.task.kind == "retrieval"),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),
+    "frontend_cache": ("without --cache_frontend", lambda run: run.model.cache_frontend),
     "batch_size": (
         "beside --max_batch_seconds, which groups clips by length",
         lambda run: run.data.max_batch_seconds is None or run.data.group_by_length,

@@ -15,13 +15,14 @@ import numpy as np
 
 from xtremes_jax.batch import Batch
 from xtremes_jax.data.buckets import PlannedBatch, label_widths, plan_epoch
+from xtremes_jax.data.frames import StoredFrames
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
 
 _WORKER_GRACE_SECONDS = 30
 """How long a worker outlives a SIGTERM to the whole process group: long enough for the run to save and close it."""
 
-_RESAMPLER_SLACK = 16
+RESAMPLER_SLACK = 16
 """Samples (1 ms) by which a decoded clip may exceed its bucket, because a resampler rounds; they are cut off."""
 
 
@@ -80,21 +81,35 @@ class Reader:
         lengths = [len(labels) for labels in split.labels]
         # Clips longer than any bucket are in no pair, so in no batch.
         self.widths = label_widths(schedule.edges, np.minimum(split.num_samples, schedule.edges[-1]), lengths)
+        self.stored: StoredFrames | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Goes to worker processes without what only the main process needs."""
         return {**self.__dict__, "split": self.split.for_workers()}
 
+    def using(self, stored: StoredFrames) -> "Reader":
+        """The same, but batches whose clips are all stored have frames in place of audio."""
+        reader = object.__new__(Reader)  # not copy.copy, which packs the split as for a worker
+        reader.__dict__ = {**self.__dict__, "stored": stored}
+        return reader
+
     def largest_bytes(self) -> int:
         """Size of this process's part of the largest batch of the first epoch."""
-        samples = max(batch.rows * batch.bucket_samples for batch in self.schedule.plan(0))
-        return samples * self.dtype.itemsize // self.process_count
+        plan = self.schedule.plan(0)
+        largest = max(batch.rows * batch.bucket_samples for batch in plan) * self.dtype.itemsize
+        if self.stored is not None:
+            largest = max(largest, *(self.stored.batch_bytes(batch.rows, batch.bucket_samples) for batch in plan))
+        return largest // self.process_count
 
     def read(self, global_step: int) -> HostBatch:
         """This process's rows, `[rows / process_count, ...]`; clips that cannot be decoded are left as filler rows."""
         _, planned = self.schedule.at(global_step)
         rows = planned.rows // self.process_count
         mine = planned.indices[self.process_index * rows : (self.process_index + 1) * rows]
+        if self.stored is not None and self.stored.holds(mine):
+            batch = self._with_frames(mine, rows, planned.bucket_samples)
+            if batch is not None:
+                return HostBatch(batch, ())
         batch = self.filler_rows(rows, planned.bucket_samples)
         skipped = []
         for row, clip in enumerate(mine):
@@ -103,13 +118,8 @@ class Reader:
             except (InputError, OSError) as error:
                 skipped.append(self._skip(int(clip), error))
                 continue
-            labels = self.split.labels[clip]
             batch.audio[row, : len(audio)] = audio
-            batch.audio_lengths[row] = len(audio)
-            batch.labels[row, : len(labels)] = labels
-            batch.label_lengths[row] = len(labels)
-            batch.weight[row] = self.split.has_loss[clip]
-            batch.sample_ids[row] = self.split.rows[clip]
+            self._describe(batch, row, clip, len(audio))
         return HostBatch(batch, tuple(skipped))
 
     def filler_rows(self, rows: int, bucket_samples: int) -> Batch:
@@ -124,9 +134,29 @@ class Reader:
             sample_ids=np.full(rows, -1, np.int32),
         )
 
+    def _with_frames(self, clips: np.ndarray, rows: int, bucket_samples: int) -> Batch | None:
+        """A batch of stored frames; None if some are damaged."""
+        found = self.stored.read(clips, rows, bucket_samples)
+        if found is None:
+            return None
+        frames, samples = found
+        batch = self.filler_rows(rows, bucket_samples)._replace(audio=None, frames=frames)
+        for row, clip in enumerate(clips):
+            self._describe(batch, row, clip, samples[row])
+        return batch
+
+    def _describe(self, batch: Batch, row: int, clip: int, samples: int) -> None:
+        """Fills in all of a row but what is heard in it."""
+        labels = self.split.labels[clip]
+        batch.audio_lengths[row] = samples
+        batch.labels[row, : len(labels)] = labels
+        batch.label_lengths[row] = len(labels)
+        batch.weight[row] = self.split.has_loss[clip]
+        batch.sample_ids[row] = self.split.rows[clip]
+
     def _audio(self, clip: int, bucket_samples: int) -> np.ndarray:
         audio = self.split.read_audio(clip)
-        if len(audio) > bucket_samples + _RESAMPLER_SLACK:
+        if len(audio) > bucket_samples + RESAMPLER_SLACK:
             raise InputError(
                 f"decoded to {len(audio)} samples although its header promised {self.split.num_samples[clip]}: "
                 "the file changed after it was prepared (--overwrite_cache prepares it again), or its header is wrong"

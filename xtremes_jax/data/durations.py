@@ -87,9 +87,28 @@ def read_durations(
     return known
 
 
+def fingerprint(raw: "RawSplit", durations: Durations, rows: np.ndarray) -> str:
+    """Differs wherever these rows' audio does: another data set, other columns, an audio file that has changed.
+
+    Args:
+        raw: The split.
+        durations: Of all its rows.
+        rows: `[N]` rows in use.
+    """
+    files = sorted({durations.file_of_row[row] for row in map(int, rows) if row in durations.file_of_row})
+    stamps = [[file, durations.files[file]] for file in files]
+    used = hashlib.sha256(rows.tobytes() + durations.num_samples[rows].tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps([_key(raw), used, stamps]).encode()).hexdigest()
+
+
 def _key(raw: "RawSplit") -> str:
-    """Differs wherever the rows or their audio do: `datasets` fingerprints contents, casts and selections."""
-    identity = [_VERSION, raw.dataset._fingerprint, len(raw.clip_names), raw.audio_column, audio.MAX_SECONDS]
+    """Differs wherever the rows or their audio do.
+
+    `datasets` fingerprints casts and selections, but of the files of a directory it knows the names alone: what it made
+    of them before they were changed has the same fingerprint as what it made of them since, and another time.
+    """
+    tables = [(file["filename"], _stamp(file["filename"])) for file in raw.dataset.cache_files]
+    identity = [_VERSION, tables, raw.dataset._fingerprint, len(raw.clip_names), raw.audio_column, audio.MAX_SECONDS]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
 
 

@@ -8,6 +8,7 @@ threads, or worker processes) -> put on the devices (one thread, two batches ahe
 A clip that cannot be decoded becomes a filler row (weight 0) and is reported in `LoadedBatch.skipped`.
 """
 
+import functools
 import os
 import shutil
 import time
@@ -21,12 +22,14 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.data.buckets import PlannedBatch, batch_edges
 from xtremes_jax.data.collate import Reader, Schedule, Steps, settle_worker
+from xtremes_jax.data.frames import StoredFrames
 from xtremes_jax.data.pairs import Pairs, pair_edges, plan_pairs
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
@@ -137,9 +140,18 @@ class TrainLoader:
         steps = range(first, first + min(count, self.steps_per_epoch))
         return _shapes((self._schedule.at(step)[1] for step in steps), self._reader, self._sharding)
 
-    def iterate(self, start_step: int = 0) -> "BatchStream":
-        """Batches from a global step on, without end: `with loader.iterate(step) as batches: ...`."""
-        return BatchStream(self._reader, start_step, _ENDLESS, self._num_workers, self._prefetch, self._sharding)
+    def iterate(
+        self, start_step: int = 0, *, steps: int = _ENDLESS, stored: StoredFrames | None = None
+    ) -> "BatchStream":
+        """Batches from a global step on: `with loader.iterate(step) as batches: ...`.
+
+        Args:
+          start_step: of the first batch.
+          steps: how many batches; without end where absent.
+          stored: frames for the batches whose clips are all among them, in place of audio.
+        """
+        reader = self._reader if stored is None else self._reader.using(stored)
+        return BatchStream(reader, start_step, steps, self._num_workers, self._prefetch, self._sharding)
 
 
 def _schedule_of_pairs(
@@ -205,15 +217,12 @@ class EvalLoader:
 
 
 def _shapes(plan: Iterable[PlannedBatch], reader: Reader, sharding: Any) -> list[Batch]:
+    def shape(row: np.ndarray, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=sharding)
+
     sizes = dict.fromkeys((planned.rows, planned.bucket_samples) for planned in plan)
     return [
-        Batch(
-            *(
-                jax.ShapeDtypeStruct((rows, *row.shape[1:]), row.dtype, sharding=sharding)
-                for row in reader.filler_rows(1, samples)
-            )
-        )
-        for rows, samples in sizes
+        jax.tree.map(functools.partial(shape, rows=rows), reader.filler_rows(1, samples)) for rows, samples in sizes
     ]
 
 
@@ -319,8 +328,10 @@ def _next_on_devices(opened: list, sharding: Any) -> tuple[Batch, tuple[SkippedC
     if host is None:
         return None
     # Copied out of the workers' shared memory: it is little and soon freed, and JAX on CPU may keep what it is given.
-    batch = Batch(*(np.array(array) if type(array) is not np.ndarray else array for array in host.batch))
+    batch = jax.tree.map(lambda array: np.array(array) if type(array) is not np.ndarray else array, host.batch)
+    if batch.frames is not None:
+        batch = batch._replace(frames=batch.frames.view(jnp.bfloat16))
     if sharding is None:
         return batch, host.skipped
     put = jax.make_array_from_process_local_data
-    return Batch(*(put(sharding, array) for array in batch)), host.skipped
+    return jax.tree.map(lambda array: put(sharding, array), batch), host.skipped

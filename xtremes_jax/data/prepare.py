@@ -18,7 +18,7 @@ import numpy as np
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import write_atomically
-from xtremes_jax.data.durations import Durations, read_durations
+from xtremes_jax.data.durations import Durations, fingerprint, read_durations
 from xtremes_jax.data.packed import PackedArrays, PackedTexts
 from xtremes_jax.data.subwords import encode_targets
 from xtremes_jax.data.text import TARGET_END, clean, encode_all
@@ -76,6 +76,8 @@ class PreparedSplit:
     """Flag of a duration limit -> number of clips it left out."""
     unknown_characters: dict[str, int]
     """Character that the tokenizer's vocabulary lacks -> how often the references hold it."""
+    fingerprint: str
+    """Of the audio of these clips as it was prepared: differs wherever that does."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -164,6 +166,7 @@ def prepare(
         skipped=[SkippedClip(raw.name, row, raw.clip_names[row], reasons[row]) for row in sorted(reasons)],
         filtered=filtered,
         unknown_characters=dict(found.unknown.most_common()),
+        fingerprint=fingerprint(raw, durations, found.rows),
     )  # fmt: skip
     _report(split)
     return split

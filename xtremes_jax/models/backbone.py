@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int16
 
 from xtremes_jax.models.adapter import Adapter
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.encoder import Encoder
-from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection
+from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
 from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
 from xtremes_jax.models.products import spread
 
@@ -30,15 +30,32 @@ class Wav2Vec2(nnx.Module):
         self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
         self.adapter = Adapter(config, dtype=dtype, rngs=rngs) if config.add_adapter else None
 
+    def extract_frames(
+        self,
+        audio: Int16[Array, "batch samples"] | Float[Array, "batch samples"],
+        audio_lengths: Int[Array, " batch"] | None,
+    ) -> Float[Array, "batch frames channels"]:
+        """What the convolutional front end makes of raw audio: nothing random comes before, so a frozen one makes the
+        same of a clip every time."""
+        waveform = prepare_waveform(audio, audio_lengths, normalize=self.config.normalize_waveform)
+        return self.feature_extractor(waveform, audio_lengths)
+
     def __call__(
         self,
-        waveform: Float[Array, "batch samples"],
+        frames: Float[Array, "batch inputs channels"],
         audio_lengths: Int[Array, " batch"] | None,
         randomness: Randomness | None,
         layer_weights: Float[Array, " layers_and_input"] | None = None,
     ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"] | None]:
-        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row."""
-        x = self.feature_extractor(waveform, audio_lengths)
+        """Hidden states (the weighted sum of all layers where weights are given) and the valid frames of each row.
+
+        Args:
+            frames: of `extract_frames`, in any floating-point type.
+            audio_lengths: valid samples of each row; None means all.
+            randomness: keys of a training step; None means evaluation.
+            layer_weights: weights of the first layer's input and of every layer's output.
+        """
+        x = frames.astype(self.feature_extractor.dtype)
         lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
         x = self.feature_projection(x, randomness)
         x = self._spec_augment(x, lengths, randomness)

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int, Int16, Key
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
 from xtremes_jax.models.config import ModelConfig
-from xtremes_jax.models.frontend import prepare_waveform
 from xtremes_jax.models.heads import classification_logits, ctc_logits, unit_embeddings
 from xtremes_jax.models.layers import linear
 from xtremes_jax.models.masking import Randomness
@@ -69,12 +68,18 @@ class SpeechModel(nnx.Module):
         if config.head == "retrieval":
             self.logit_scale = nnx.Param(jnp.full((), config.logit_scale, jnp.float32))
 
+    @property
+    def backbone(self) -> Wav2Vec2:
+        """The model without its head."""
+        return self.wav2vec2
+
     def __call__(
         self,
-        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"],
+        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"] | None,
         audio_lengths: Int[HostOrDevice, " batch"] | None = None,
         *,
         randomness: Randomness | None = None,
+        frames: Float[HostOrDevice, "batch frames channels"] | None = None,
     ) -> ModelOutput:
         """Computes logits.
 
@@ -83,18 +88,19 @@ class SpeechModel(nnx.Module):
             audio_lengths: valid samples of each row; every clip then gives what it gives alone, and rows of length 0
                 give finite numbers. None: all samples are valid and nothing is masked.
             randomness: keys of a training step (dropout, SpecAugment, layerdrop); None means evaluation.
+            frames: what `backbone.extract_frames` made of the audio, which then is not looked at.
 
         Raises:
             InputError: the arrays are too short for a single frame.
         """
-        audio = jnp.asarray(audio)
         if audio_lengths is not None:
             audio_lengths = jnp.asarray(audio_lengths)
         config = self.config
-        waveform = prepare_waveform(audio, audio_lengths, normalize=config.normalize_waveform)
+        if frames is None:
+            frames = self.wav2vec2.extract_frames(jnp.asarray(audio), audio_lengths)
         weighted = config.head != "ctc" and config.use_weighted_layer_sum
         weights = jax.nn.softmax(self.layer_weights[...]) if weighted else None
-        hidden, lengths = self.wav2vec2(waveform, audio_lengths, randomness, weights)
+        hidden, lengths = self.wav2vec2(jnp.asarray(frames), audio_lengths, randomness, weights)
         if config.head == "classification":
             return ModelOutput(classification_logits(self.projector, self.classifier, hidden, lengths), None)
         if config.head == "retrieval":
@@ -102,7 +108,7 @@ class SpeechModel(nnx.Module):
             return ModelOutput(embeddings, None, self.logit_scale[...])
         logits = ctc_logits(self.lm_head, hidden, dropout_rate=config.final_dropout, randomness=randomness)
         if lengths is None:
-            lengths = jnp.full((audio.shape[0],), logits.shape[1], jnp.int32)
+            lengths = jnp.full((logits.shape[0],), logits.shape[1], jnp.int32)
         return ModelOutput(logits, lengths)
 
 

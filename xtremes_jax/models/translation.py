@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int, Int16
 
 from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
 from xtremes_jax.models.decoder import Decoder
-from xtremes_jax.models.frontend import prepare_waveform
 from xtremes_jax.models.layers import Linear
 from xtremes_jax.models.masking import DECODER, Randomness, fold, frame_mask
 from xtremes_jax.models.translation_config import TranslationConfig
@@ -44,14 +43,20 @@ class TranslationModel(nnx.Module):
                 rngs=rngs,
             )
 
+    @property
+    def backbone(self) -> Wav2Vec2:
+        """The encoder."""
+        return self.encoder
+
     def __call__(
         self,
-        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"],
+        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"] | None,
         audio_lengths: Int[HostOrDevice, " batch"] | None,
         labels: Int[HostOrDevice, "batch labels"],
         label_lengths: Int[HostOrDevice, " batch"] | None = None,
         *,
         randomness: Randomness | None = None,
+        frames: Float[HostOrDevice, "batch frames channels"] | None = None,
     ) -> TranslationOutput:
         """Logits of every label given those before it (teacher forcing).
 
@@ -61,31 +66,33 @@ class TranslationModel(nnx.Module):
             labels: token ids of the translations, the end token among them.
             label_lengths: valid labels of each row; None means all.
             randomness: keys of a training step; None means evaluation.
+            frames: what `backbone.extract_frames` made of the audio, which then is not looked at.
 
         Raises:
             InputError: the audio is too short for a frame, or a translation longer than the decoder's positions.
         """
-        hidden, lengths = self.encode(audio, audio_lengths, randomness)
+        hidden, lengths = self.encode(audio, audio_lengths, randomness, frames)
         labels = jnp.asarray(labels)
         label_lengths = None if label_lengths is None else jnp.asarray(label_lengths)
         return self.force(hidden, lengths, labels, label_lengths, randomness=randomness)
 
     def encode(
         self,
-        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"],
+        audio: Int16[HostOrDevice, "batch samples"] | Float[HostOrDevice, "batch samples"] | None,
         audio_lengths: Int[HostOrDevice, " batch"] | None = None,
         randomness: Randomness | None = None,
+        frames: Float[HostOrDevice, "batch inputs channels"] | None = None,
     ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"]]:
         """Encoded speech in the decoder's width, and the valid frames of each row.
 
         Every clip gives what it gives alone; rows of length 0 give finite numbers.
         """
-        audio = jnp.asarray(audio)
         audio_lengths = None if audio_lengths is None else jnp.asarray(audio_lengths)
-        waveform = prepare_waveform(audio, audio_lengths, normalize=self.config.normalize_waveform)
-        hidden, lengths = self.encoder(waveform, audio_lengths, randomness)
+        if frames is None:
+            frames = self.encoder.extract_frames(jnp.asarray(audio), audio_lengths)
+        hidden, lengths = self.encoder(jnp.asarray(frames), audio_lengths, randomness)
         if lengths is None:
-            lengths = jnp.full((audio.shape[0],), hidden.shape[1], jnp.int32)
+            lengths = jnp.full((hidden.shape[0],), hidden.shape[1], jnp.int32)
         return (self.enc_to_dec_proj(hidden) if self.config.has_projection else hidden), lengths
 
     def force(

@@ -128,10 +128,11 @@ class CompiledAhead:
             with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
                 run = self._step.lower(*self._leading, batch).compile()
         except Exception as error:
-            rows, samples = batch.audio.shape
+            rows, length = shape_of(batch)[0][:2]
+            each = f"{length / SAMPLE_RATE:.1f} s" if batch.frames is None else f"{length} frames"
             error.add_note(
-                f"This came up while compiling the step for batches of {rows} clips of {samples / SAMPLE_RATE:.1f} s "
-                f"with {batch.labels.shape[1]} labels each."
+                f"This came up while compiling the step for batches of {rows} clips of {each} with "
+                f"{batch.labels.shape[1]} labels each."
             )
             self._failure = error
             raise
@@ -141,8 +142,8 @@ class CompiledAhead:
 
 
 def shape_of(batch: Batch) -> tuple:
-    """What tells the batches of one run apart: the shapes of audio and labels."""
-    return batch.audio.shape, batch.labels.shape
+    """What tells the batches of one run apart: the shapes of audio (or of frames in its place) and of labels."""
+    return (batch.audio if batch.frames is None else batch.frames).shape, batch.labels.shape
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:

@@ -223,9 +223,10 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
     """
     called = time.perf_counter()
     state, metrics = train_step(state, loaded.batch)
-    if loaded.batch.audio.shape not in shapes:
+    shape = (loaded.batch.frames if loaded.batch.audio is None else loaded.batch.audio).shape
+    if shape not in shapes:
         # A call returns before its step is done, unless the step has to be compiled.
-        shapes.add(loaded.batch.audio.shape)
+        shapes.add(shape)
         meter.started += report.compiled(time.perf_counter() - called)
     meter.add(metrics, loaded)
     report.count(loaded)

@@ -68,8 +68,9 @@ def join(graphdef, trainable: dict, frozen: dict):
 def run_model(model, objective: Objective | PairObjective, batch: Batch, randomness: Randomness | None = None):
     """A model's output for a batch; one that translates is given the labels too, for teacher forcing."""
     if isinstance(objective, Objective) and objective.kind == "translation":
-        return model(batch.audio, batch.audio_lengths, batch.labels, batch.label_lengths, randomness=randomness)
-    return model(batch.audio, batch.audio_lengths, randomness=randomness)
+        labels = batch.labels, batch.label_lengths
+        return model(batch.audio, batch.audio_lengths, *labels, randomness=randomness, frames=batch.frames)
+    return model(batch.audio, batch.audio_lengths, randomness=randomness, frames=batch.frames)
 
 
 def _make_gradients(graphdef, objective: Objective | PairObjective, accumulation: int) -> Callable:

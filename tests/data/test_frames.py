@@ -1,0 +1,267 @@
+"""The store of frames: what is written comes back bit for bit, and nothing else ever does; batches made of it."""
+
+import errno
+import os
+import pickle
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from data.test_loader import ToySplit, arrays, take, toy, toys_travel  # noqa: F401 (a fixture)
+
+from xtremes_jax.data.frames import FrameStore, Layout
+from xtremes_jax.data.loader import TrainLoader
+from xtremes_jax.errors import InputError
+
+CHANNELS = 6
+LAYOUT = Layout(np.array([3, 9, 0, 5, 7]), CHANNELS)
+
+
+def bits(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.integers(0, 2**16, (count, CHANNELS)).astype(np.uint16)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = FrameStore(tmp_path / "frames" / "name", LAYOUT)
+    yield store
+    store.close()
+
+
+def test_what_is_written_comes_back_and_is_padded_to_the_batch(rng, store):
+    first, second = bits(rng, 3), bits(rng, 6)
+    assert store.write(0, first, 1_000) and store.write(3, bits(rng, 5), 1_700) and store.write(1, second, 2_000)
+    assert store.write(2, bits(rng, 0), 5)  # shorter than a frame
+    assert store.count == 4 and len(store) == 5
+    stored = pickle.loads(pickle.dumps(store.snapshot().for_edges({2_400: 8, 1_600: 4})))
+    assert stored.count == 4 and stored.holds(np.array([3, 1, 2])) and not stored.holds(np.array([0, 4]))
+    frames, samples = stored.read(np.array([1, 2, 0]), 4, 2_400)
+    assert frames.shape == (4, 8, CHANNELS) and samples.tolist() == [2_000, 5, 1_000] and samples.dtype == np.int32
+    np.testing.assert_array_equal(frames[0, :6], second)
+    np.testing.assert_array_equal(frames[2, :3], first)
+    assert not frames[0, 6:].any() and not frames[1].any() and not frames[2, 3:].any() and not frames[3].any()
+    frames, samples = stored.read(np.array([1]), 1, 1_600)  # a bucket a little shorter than the clip
+    np.testing.assert_array_equal(frames[0], second[:4])
+    assert samples.tolist() == [1_600] and stored.batch_bytes(3, 1_600) == 3 * 4 * CHANNELS * 2
+
+
+def test_bfloat16_is_kept_as_it_is(rng, store):
+    frames = np.array(jnp.asarray(rng.standard_normal((9, CHANNELS)), jnp.bfloat16))
+    frames[4, 2] = np.inf
+    assert store.write(1, frames, 3_000)
+    found, _ = store.snapshot().for_edges({3_200: 9}).read(np.array([1]), 1, 3_200)
+    np.testing.assert_array_equal(found[0].view(frames.dtype), frames)
+
+
+def test_a_slot_is_written_once_and_never_beyond_its_end(rng, store):
+    frames, later = bits(rng, 9), bits(rng, 9)
+    assert store.write(1, frames, 3_000) and not store.write(1, later, 3_000)
+    assert not store.write(0, bits(rng, 4), 1_300) and store.count == 1
+    found, _ = store.snapshot().for_edges({3_200: 9}).read(np.array([1]), 1, 3_200)
+    np.testing.assert_array_equal(found[0], frames)
+
+
+def test_a_snapshot_does_not_change_and_a_store_stays(rng, store):
+    store.write(0, bits(rng, 3), 1_000)
+    before = store.snapshot()
+    frames = bits(rng, 7)
+    store.write(4, frames, 2_500)
+    assert not before.holds(np.array([4])) and store.snapshot().holds(np.array([4]))
+    store.close()
+    again = FrameStore(store.folder, LAYOUT)
+    assert again.count == 2 and again.others() == (0, 0)
+    found, _ = again.snapshot().for_edges({3_200: 9}).read(np.array([4]), 1, 3_200)
+    np.testing.assert_array_equal(found[0, :7], frames)
+    again.close()
+    afresh = FrameStore(store.folder, LAYOUT, afresh=True)
+    assert afresh.count == 0
+    other = FrameStore(store.folder.parent / "other", LAYOUT)
+    other.write(0, bits(rng, 3), 1_000)
+    count, held = afresh.others()
+    assert count == 1 and held > 0
+    afresh.close()
+    other.close()
+
+
+@pytest.mark.parametrize("damage", ["frames", "samples", "count", "too many"])
+def test_damaged_frames_are_not_believed_and_can_be_written_again(rng, store, damage, caplog):
+    frames = bits(rng, 6)
+    for clip, count in ((1, 6), (3, 5)):
+        store.write(clip, frames[:count], 2_000)
+    data, index = store.folder / "frames.bin", store.folder / "index.bin"
+    if damage == "frames":
+        with open(data, "r+b") as file:
+            file.seek(3 * CHANNELS * 2 + 17)
+            file.write(b"\x00\xff")
+    else:
+        offset, value = {"samples": (0, 1_999), "count": (4, 5), "too many": (4, 2**32 - 1)}[damage]
+        with open(index, "r+b") as file:
+            file.seek(12 + offset)
+            file.write(np.array(value, "<u4").tobytes())
+    stored = store.snapshot().for_edges({3_200: 9})
+    assert stored.read(np.array([3, 1]), 2, 3_200) is None
+    assert "the frames of clip 1 are damaged" in caplog.text
+    assert store.count == 1 and store.write(1, frames, 2_000)
+    found, samples = store.snapshot().for_edges({3_200: 9}).read(np.array([3, 1]), 2, 3_200)
+    np.testing.assert_array_equal(found[1, :6], frames)
+    assert samples.tolist() == [2_000, 2_000]
+
+
+def shorten(folder):
+    with open(folder / "frames.bin", "r+b") as file:
+        file.truncate(7)
+
+
+def lengthen(folder):
+    with open(folder / "index.bin", "ab") as file:
+        file.write(b"more")
+
+
+def lose(folder):
+    (folder / "index.bin").unlink()
+
+
+def link(folder):
+    """To a file of the user's, of the right size."""
+    target = folder.parent.parent / "precious"
+    target.write_bytes((folder / "frames.bin").read_bytes())
+    (folder / "frames.bin").unlink()
+    (folder / "frames.bin").symlink_to(target)
+
+
+@pytest.mark.parametrize("change", [shorten, lengthen, lose, link])
+def test_a_store_that_is_not_what_was_written_is_made_anew(rng, store, change, caplog):
+    frames = bits(rng, 9)
+    store.write(1, frames, 3_000)
+    store.close()
+    change(store.folder)
+    again = FrameStore(store.folder, LAYOUT)
+    assert again.count == 0 and "is made anew" in caplog.text
+    assert again.write(1, frames, 3_000) and not (store.folder / "frames.bin").is_symlink()
+    again.close()
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    layout = Layout(np.full(2**16, 2**10), 512)  # 64 GiB
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 * 2**29))
+    with pytest.raises(
+        InputError, match=r"needs 64\.00 GiB more in .*, where 1\.50 GiB are free.*--frontend_cache_dir"
+    ):
+        FrameStore(tmp_path / "frames" / "name", layout)
+    assert not list((tmp_path / "frames").iterdir())
+
+
+def test_what_is_stored_needs_no_room_again(rng, tmp_path, monkeypatch):
+    layout = Layout(np.array([2**13, 1]), CHANNELS)
+    store = FrameStore(tmp_path / "name", layout)
+    store.write(0, bits(rng, 2**13), 160_000)
+    os.fsync(store._data)
+    store.close()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**13))
+    FrameStore(tmp_path / "name", layout).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file/frames.* cannot be written.*--frontend_cache_dir"):
+        FrameStore(tmp_path / "file" / "frames" / "name", LAYOUT)
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_record(rng, store, monkeypatch):
+    def full(handle, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(1, bits(rng, 9), 3_000)
+    assert store.count == 0
+
+
+def test_many_small_writes_make_up_a_large_one(rng, store, monkeypatch):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: write(handle, data[:5], offset))
+    frames = bits(rng, 9)
+    store.write(1, frames, 3_000)
+    found, _ = store.snapshot().for_edges({3_200: 9}).read(np.array([1]), 1, 3_200)
+    np.testing.assert_array_equal(found[0], frames)
+
+
+# ---- batches ----
+
+
+def frames_of(samples):
+    return samples // 320
+
+
+def filled(folder, split: ToySplit, clips, rng) -> tuple[FrameStore, dict[int, np.ndarray]]:
+    """A store that holds some of a split's clips."""
+    store = FrameStore(folder, Layout(frames_of(split.num_samples + 16), CHANNELS))
+    values = {}
+    for clip in clips:
+        samples = int(split.num_samples[clip])
+        values[clip] = bits(rng, frames_of(samples)) & 0x7F7F  # finite
+        assert store.write(clip, values[clip], samples)
+    return store, values
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_hold_frames_where_all_their_clips_are_stored(tmp_path, rng, toys_travel, num_workers):  # noqa: F811
+    split = toy(19, bad=(4,))
+    absent = {2, 4}
+    store, values = filled(tmp_path / "name", split, set(range(19)) - absent, rng)
+    loader = TrainLoader(split, batch_size=4, max_buckets=3, group_by_length=True, seed=5, num_workers=num_workers)
+    stored = store.snapshot().for_edges({int(edge): int(frames_of(edge)) for edge in loader.edges})
+    with loader.iterate(0, steps=loader.steps_per_epoch, stored=stored) as batches:
+        found = list(batches)
+    expected = take(loader, loader.steps_per_epoch)
+    assert len(found) == len(expected) == 5
+    kinds = set()
+    for ours, plain, planned in zip(found, expected, loader.plan(0), strict=True):
+        assert (ours.skipped, ours.audio_seconds, ours.clips) == (plain.skipped, plain.audio_seconds, plain.clips)
+        for name in ("audio_lengths", "labels", "label_lengths", "weight", "sample_ids"):
+            np.testing.assert_array_equal(getattr(ours.batch, name), getattr(plain.batch, name))
+        kinds.add(ours.batch.frames is None)
+        assert {type(array) for array in arrays(ours.batch)} == {np.ndarray}
+        if absent & set(planned.indices.tolist()):
+            assert ours.batch.frames is None
+            np.testing.assert_array_equal(ours.batch.audio, plain.batch.audio)
+            continue
+        frames = ours.batch.frames
+        assert ours.batch.audio is None and frames.dtype == jnp.bfloat16
+        assert frames.shape == (4, frames_of(planned.bucket_samples), CHANNELS)
+        for row, clip in enumerate(planned.indices):
+            np.testing.assert_array_equal(frames[row, : len(values[clip])].view(np.uint16), values[clip])
+            assert not frames[row, len(values[clip]) :].any()
+        assert not frames[len(planned.indices) :].any()
+    assert kinds == {True, False}
+    store.close()
+
+
+def test_a_batch_with_damaged_frames_is_read_as_audio(tmp_path, rng, caplog):
+    split = toy(8)
+    store, _ = filled(tmp_path / "name", split, range(8), rng)
+    with open(tmp_path / "name" / "frames.bin", "r+b") as file:
+        file.write(b"\xff" * 40)  # of the first clip
+    loader = TrainLoader(split, batch_size=4, max_buckets=1, seed=5)
+    stored = store.snapshot().for_edges({int(loader.edges[-1]): int(frames_of(loader.edges[-1]))})
+    with loader.iterate(0, steps=2, stored=stored) as batches:
+        found = list(batches)
+    plain = take(loader, 2)
+    for ours, theirs, planned in zip(found, plain, loader.plan(0), strict=True):
+        assert (ours.batch.frames is None) == (0 in planned.indices)
+        if 0 in planned.indices:
+            np.testing.assert_array_equal(ours.batch.audio, theirs.batch.audio)
+    assert "damaged" in caplog.text and store.count == 7
+    store.close()
+
+
+def test_workers_are_given_room_for_frames(tmp_path, rng, monkeypatch):
+    split = ToySplit(np.full(8, 480_000))
+    store = FrameStore(tmp_path / "name", Layout(frames_of(split.num_samples), CHANNELS))
+    stored = store.snapshot().for_edges({480_000: 200_000})  # much more than the audio
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    loader = TrainLoader(split, batch_size=8, num_workers=1)
+    with pytest.raises(InputError, match=r"up to 110 MB are needed"):
+        loader.iterate(0, stored=stored)
+    store.close()
