@@ -65,7 +65,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     """The command line's values."""
-    from benchmarks.tpu_parts import PARTS
+    from benchmarks.parts import PARTS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", choices=["tiny", "small", "base", "xls_r_300m", "xls_r_1b"], default="xls_r_300m")
@@ -84,7 +84,7 @@ def measure(chip: str, name: str, kind: str, setting) -> dict:
     """Compiles one part for one chip; what `--json` holds of it. FLOPs, bytes and times are of all its layers."""
     import jax
     from benchmarks.hlo import Program
-    from benchmarks.tpu_parts import lower_whole_step, make_part
+    from benchmarks.parts import lower_whole_step, make_part
     from benchmarks.traffic import moved_bytes
     from jax.experimental import topologies
 
