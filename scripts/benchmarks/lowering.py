@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.hlo import Collective
+from benchmarks.work import LABELS_PER_SECOND
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.models import (
     DECODER_PRESETS,
@@ -30,8 +31,6 @@ from xtremes_jax.training.state import TrainState, create_state
 from xtremes_jax.training.step import make_train_step
 
 HEADS = ("ctc", "classification", "translation", "retrieval")
-LABELS_PER_SECOND = 12
-"""Characters of a second of read speech: MLS has 11 to 17, depending on the language."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,9 @@ def abstract_network(setting: Setting, mesh: Mesh) -> Network:
     return Network(graphdef, optimizer, schedule, state)
 
 
-def lower_train_step(setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
-    """The training step on this mesh, ready to be compiled for its devices."""
-    network = abstract_network(setting, mesh)
-    step = make_train_step(
+def train_step(setting: Setting, network: Network, mesh: Mesh) -> Any:
+    """The jitted training step, not yet lowered."""
+    return make_train_step(
         graphdef=network.graphdef,
         objective=setting.objective(),
         optimizer=network.optimizer,
@@ -167,8 +165,13 @@ def lower_train_step(setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
         mesh=mesh,
         state_sharding=jax.tree.map(lambda leaf: leaf.sharding, network.state),
     )
+
+
+def lower_train_step(setting: Setting, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step on this mesh, ready to be compiled for its devices."""
+    network = abstract_network(setting, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(network.state, abstract_batch(setting, mesh))
+        return train_step(setting, network, mesh).lower(network.state, abstract_batch(setting, mesh))
 
 
 def least_sent(
