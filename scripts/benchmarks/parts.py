@@ -45,20 +45,44 @@ def make_part(name: str, setting: Setting, *, gradient: bool, device: Any) -> Pa
     """
     if name == "optimizer":
         return _optimizer(setting, device)
-    config, dtype = setting.model_config(), jnp.dtype(setting.dtype)
-    samples = int(setting.seconds * SAMPLE_RATE)
-    frames = config.num_frames(samples)
     lengths = jax.ShapeDtypeStruct((setting.rows,), jnp.int32)
-
-    def rows(features: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((setting.rows, frames, features), dtype)
 
     def build(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Any]:
         graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         return graphdef, nnx.to_pure_dict(state)
 
+    make, run, x, times = _makers(setting, lengths)[name]
+    graphdef, params = build(make)
+
+    def forward(params: Any, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        return run(nnx.merge(graphdef, params), x, lengths)
+
+    if not gradient:
+        return Part(forward, (params, x, lengths), times)
+    output = jax.eval_shape(forward, params, x, lengths)
+    by_input = jnp.issubdtype(x.dtype, jnp.floating)
+
+    def pull(params: Any, x: jax.Array, lengths: jax.Array, upstream: jax.Array) -> Any:
+        if by_input:
+            y, back = jax.vjp(lambda params, x: forward(params, x, lengths), params, x)
+        else:
+            y, back = jax.vjp(lambda params: forward(params, x, lengths), params)
+        return y, back(upstream)
+
+    return Part(pull, (params, x, lengths, output), times)
+
+
+def _makers(setting: Setting, lengths: jax.ShapeDtypeStruct) -> dict[str, tuple[Callable, Callable, Any, int]]:
+    """Part -> what makes its module, what runs it, its input, and how often a step does."""
+    config, dtype = setting.model_config(), jnp.dtype(setting.dtype)
+    samples = int(setting.seconds * SAMPLE_RATE)
+    frames = config.num_frames(samples)
+
+    def rows(features: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((setting.rows, frames, features), dtype)
+
     settings = {"dtype": dtype}
-    makers: dict[str, tuple[Callable, Callable, Any, int]] = {
+    return {
         "front end": (
             lambda rngs: FeatureExtractor(config, remat=False, rngs=rngs, **settings),
             lambda model, audio, lengths: model(prepare_waveform(audio, lengths, normalize=True), lengths),
@@ -92,25 +116,6 @@ def make_part(name: str, setting: Setting, *, gradient: bool, device: Any) -> Pa
             1,
         ),
     }
-    make, run, x, times = makers[name]
-    graphdef, params = build(make)
-
-    def forward(params: Any, x: jax.Array, lengths: jax.Array) -> jax.Array:
-        return run(nnx.merge(graphdef, params), x, lengths)
-
-    if not gradient:
-        return Part(forward, (params, x, lengths), times)
-    output = jax.eval_shape(forward, params, x, lengths)
-    by_input = jnp.issubdtype(x.dtype, jnp.floating)
-
-    def pull(params: Any, x: jax.Array, lengths: jax.Array, upstream: jax.Array) -> Any:
-        if by_input:
-            y, back = jax.vjp(lambda params, x: forward(params, x, lengths), params, x)
-        else:
-            y, back = jax.vjp(lambda params: forward(params, x, lengths), params)
-        return y, back(upstream)
-
-    return Part(pull, (params, x, lengths, output), times)
 
 
 def _ctc(head: nnx.Module, x: jax.Array, lengths: jax.Array, setting: Setting) -> jax.Array:

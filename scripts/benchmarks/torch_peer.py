@@ -62,25 +62,27 @@ def prepare(work: Work, *, compiled: bool) -> Prepared:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def matmul_peak() -> float:
-        size = 8192 if device == "cuda" else 3072
-        a, b = (torch.randn(size, size, device=device, dtype=_DTYPES[work.dtype] or torch.float32) for _ in range(2))
-
-        def multiply() -> None:
-            a @ b
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-        return best_rate(multiply, 2.0 * size**3)
-
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     where = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return Prepared(
         run,
-        matmul_peak,
+        lambda: _matmul_peak(device, _DTYPES[work.dtype] or torch.float32),
         lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None,
         f"{versions} on {where}, SDPA{', torch.compile' if compiled else ''}",
     )
+
+
+def _matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large product."""
+    size = 8192 if device == "cuda" else 3072
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def multiply() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return best_rate(multiply, 2.0 * size**3)
 
 
 def _inputs(work: Work, batch: Batch, device: str) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import pytest
 
 from xtremes_jax.models.attention import attend
 from xtremes_jax.models.masking import Randomness, dropout
+from xtremes_jax.models.stacked import REMAT_POLICIES
 
 
 def by_hand(query, key, value, lengths):
@@ -40,6 +41,27 @@ def test_it_is_softmax_attention_over_valid_keys_with_and_without_draws(rate, rn
     np.testing.assert_allclose(ours, by_hand(*arrays, lengths), atol=2e-6)
     unmasked = attend(*map(jnp.asarray, arrays), None, dropout_rate=rate, randomness=keys())
     np.testing.assert_allclose(unmasked, by_hand(*arrays, [9, 9, 9]), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 0.03), (jnp.float16, 0.005)])
+@pytest.mark.parametrize("policy", [None, "dots"])
+def test_half_precision_and_recomputed_gradients_of_cross_attention(dtype, tolerance, policy, rng):
+    query = rng.standard_normal((3, 4, 2, 4)).astype(np.float32)
+    _, key, value = draw(rng, frames=7)
+    along = jnp.asarray(rng.standard_normal(query.shape), jnp.float32)
+    arrays = [jnp.asarray(array, dtype) for array in (query, key, value)]
+    lengths = jnp.array([7, 3, 1])
+
+    def total(*arrays):
+        return jnp.sum(along * attend(*arrays, lengths).astype(jnp.float32))
+
+    run = jax.checkpoint(total, policy=REMAT_POLICIES[policy]) if policy else total
+    gradients = jax.grad(run, (0, 1, 2))(*arrays)
+    for got, expected in zip(
+        gradients, jax.grad(total, (0, 1, 2))(*(array.astype(jnp.float32) for array in arrays)), strict=True
+    ):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])

@@ -120,3 +120,29 @@ def test_what_is_not_finite_is_told_from_what_is_impossible(rng):
     assert not np.isfinite(slopes[0]).all()
     assert not slopes[1].any()
     assert np.isfinite(slopes[2][:15]).all() and np.isfinite(slopes[3]).all()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_logits_are_computed_with_in_float32(dtype, rng):
+    logits = jnp.asarray(rng.standard_normal((2, 40, 7)), dtype)
+    labels, frames, lengths = rng.integers(1, 7, (2, 5)), np.array([40, 33]), np.array([5, 3])
+    losses, pull = jax.vjp(lambda x: ctc_loss(x, *map(jnp.asarray, (frames, labels, lengths)), 0), logits)
+    (slopes,) = pull(jnp.ones(2))
+    assert slopes.dtype == dtype
+    for row in range(2):
+        loss, slope = by_hand(np.asarray(logits[row], np.float32), frames[row], labels[row, : lengths[row]], 0)
+        np.testing.assert_allclose(losses[row], loss, rtol=1e-5)
+        np.testing.assert_allclose(slopes[row].astype(jnp.float32), slope, atol=8e-3)
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_rows_without_labels_and_without_frames(width, rng):
+    logits = rng.standard_normal((3, 12, 4)).astype(np.float32)
+    labels, frames, lengths = np.ones((3, width), np.int32), np.array([12, 5, 0]), np.zeros(3, np.int32)
+    losses, pull = jax.vjp(lambda x: ctc_loss(x, *map(jnp.asarray, (frames, labels, lengths)), 0), jnp.asarray(logits))
+    of_blank = np.asarray(jax.nn.log_softmax(logits))[:, :, 0]
+    np.testing.assert_allclose(losses, [-of_blank[0].sum(), -of_blank[1, :5].sum(), 0.0], rtol=1e-5)
+    (slopes,) = pull(jnp.ones(3))
+    expected = np.asarray(jax.nn.softmax(logits)) - (np.arange(4) == 0)
+    np.testing.assert_allclose(slopes, expected * (np.arange(12) < frames[:, None])[:, :, None], atol=1e-6)

@@ -207,3 +207,11 @@ def test_translation_losses_of_micro_batches_add_up(rng):
     sums = [translation(logits[p], labels[p], lengths[p], weight[p], smoothing=0.1) for p in parts]
     np.testing.assert_allclose(sum(sums), translation(logits, labels, lengths, weight, smoothing=0.1), rtol=1e-6)
     assert sum(float(count(lengths[p], weight[p])) for p in parts) == 9
+
+
+def test_zero_infinity_hides_no_broken_logits(rng):
+    logits, logit_lengths, labels, label_lengths = ragged_batch(rng)
+    logits[1, 2, 3] = np.nan
+    weight = np.ones(len(logits), np.float32)
+    total = ctc(logits, logit_lengths, labels, label_lengths, weight, blank=0, reduction="mean", zero_infinity=True)
+    assert np.isnan(total)

@@ -87,10 +87,13 @@ def _attend_forward(
     dropout_rate: float,
 ) -> tuple[Array, tuple]:
     scores, _ = _scores(query, key, lengths, is_causal)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
-    probabilities = dropout(jnp.exp(scores - top) / total, dropout_rate, randomness)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=_MASKED)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = dropout(weights, dropout_rate, randomness).astype(value.dtype)
+    # Divided by their sum afterwards: the result has fewer elements than the weights.
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
+    mixed = (mixed / jnp.swapaxes(total, 1, 2)).astype(value.dtype)
     kept = checkpoint_name((mixed, top, total), PRODUCT)
     return kept[0], (query, key, value, lengths, randomness, *kept)
 

@@ -187,7 +187,7 @@ def _loss_alone(logits: Array, frames: Array, labels: Array, label_lengths: Arra
 
 def _losses(recursion: _Recursion, likelihood: Scaled) -> tuple[Float[Array, " batch"], Bool[Array, " batch"]]:
     """Negative logarithm of the likelihood, infinite where no alignment exists; and whether one may."""
-    feasible = (likelihood.exponent > _IMPOSSIBLE // 2) & (recursion.frames > 0)
+    feasible = likelihood.exponent > _IMPOSSIBLE // 2
     loss = -(jnp.log(likelihood.mantissa) + likelihood.exponent.astype(jnp.float32) * 0.6931471805599453)
     # Taken apart into mantissa and exponent, NaN would become a number.
     valid = jnp.arange(recursion.normalizer.shape[1]) < recursion.frames[:, None]
@@ -292,7 +292,8 @@ def ctc_loss(
 
     Follows Graves et al. 2006, section 4.1; agrees with `torch.nn.functional.ctc_loss(reduction="none")`. A row whose
     labels do not fit into its frames (frames < labels + equal neighbours) gets infinity and a gradient of zero; one
-    with logits that are not finite gets NaN. Memory grows with frames x labels, not with labels x vocabulary.
+    with logits that are not finite gets NaN. Memory grows with frames x labels, not with labels x vocabulary. A loss of
+    more than 9e7 nats (2 ** 27 bits) is understated.
 
     Args:
         logits: unnormalised scores; computed with in float32 whatever their dtype.

@@ -32,7 +32,7 @@ def ctc_loss_sum(
     if reduction == "mean":
         losses = losses / jnp.maximum(label_lengths, 1)
     if zero_infinity:
-        losses = jnp.where(jnp.isfinite(losses), losses, 0.0)
+        losses = jnp.where(jnp.isposinf(losses), 0.0, losses)  # NaN is no matter of lengths
     return jnp.sum(jnp.where(weight > 0, losses * weight, 0.0))
 
 
