@@ -65,6 +65,7 @@ class FrontendCache:
         self._thread = ThreadPoolExecutor(1, "frames-to-disk")
         self._under_way: deque[Future] = deque()
         self._writes = True
+        self._too_long: set[int] = set()
 
     def wrap(self, train_step: Callable) -> Callable:
         """The training step `(state, batch) -> (state, metrics)` for batches of audio and of frames alike."""
@@ -105,6 +106,11 @@ class FrontendCache:
             logger.info(
                 "Frames of %d of %d clips are stored in %s", self.store.count, len(self.store), self.store.folder
             )
+            if self._too_long:
+                logger.warning(
+                    "%d clips are longer than their headers say, so their frames were not stored and are computed in "
+                    "every epoch; their rows: %s", len(self._too_long), sorted(self._too_long)[:20],
+                )  # fmt: skip
             self.store.close()
 
     def frames_of_edges(self, edges: np.ndarray) -> dict[int, int]:
@@ -122,6 +128,9 @@ class FrontendCache:
         clips = self._order[np.searchsorted(self._rows, ids[heard])]
         try:
             for row, clip in zip(heard, clips, strict=True):
+                if counts[row] > self.store.layout.capacities[clip]:
+                    self._too_long.add(int(clip))
+                    continue
                 self.store.write(int(clip), values[row, : counts[row]], int(samples[row]))
         except OSError as error:
             self._writes = False
@@ -226,7 +235,7 @@ def _folder(arguments: Arguments) -> Path:
     """Where stores lie: `--frontend_cache_dir`, or beside the other prepared data."""
     model = arguments.model
     if model.frontend_cache_dir is not None:
-        return Path(model.frontend_cache_dir)
+        return Path(model.frontend_cache_dir).expanduser()
     return (Path(model.cache_dir) / "xtremes_jax" if model.cache_dir else default_cache_dir()) / "frames"
 
 

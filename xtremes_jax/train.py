@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,14 @@ def train(
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
     source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
     cached = arguments.model.cache_frontend and begin < total_steps
-    with make_step(arguments, network, optimization) as step:
+    with make_step(arguments, network, optimization) as step, ExitStack() as resources:
         # Compiled while the state is read or made and the loader warms up.
         shapes = loader.shapes(begin, total_steps - begin)
         step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
         state, owed = resume(arguments, corpus, source, begin, checkpoints, optimization, network, best)
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
+        if cache is not None:
+            resources.callback(cache.close)
         log = RunLog(
             directory.path,
             tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
@@ -178,8 +181,6 @@ def train(
             bar.close()
             log.close()
             checkpoints.wait()
-            if cache is not None:
-                cache.close()
     if report.interrupted:
         checkpoints.close()
         stop.check()

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -253,6 +254,20 @@ def test_a_batch_with_damaged_frames_is_read_as_audio(tmp_path, rng, caplog):
         if 0 in planned.indices:
             np.testing.assert_array_equal(ours.batch.audio, theirs.batch.audio)
     assert "damaged" in caplog.text and store.count == 7
+    store.close()
+
+
+def test_a_store_that_is_removed_meanwhile_is_done_without(tmp_path, rng, caplog):
+    split = toy(8)
+    store, _ = filled(tmp_path / "name", split, range(8), rng)
+    loader = TrainLoader(split, batch_size=4, max_buckets=1, seed=5)
+    stored = store.snapshot().for_edges({int(loader.edges[-1]): int(frames_of(loader.edges[-1]))})
+    shutil.rmtree(tmp_path / "name")
+    with loader.iterate(0, steps=2, stored=stored) as batches:
+        found = list(batches)
+    for ours, theirs in zip(found, take(loader, 2), strict=True):
+        np.testing.assert_array_equal(ours.batch.audio, theirs.batch.audio)
+    assert "no longer be read" in caplog.text
     store.close()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import wait
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.training.ahead import CompiledAhead, worker_count
+from xtremes_jax.training.ahead import CompilationFailed, CompiledAhead, worker_count
 from xtremes_jax.training.sharding import batch_sharding, make_mesh, replicated
 from xtremes_jax.training.signals import StopRequest
 
@@ -116,17 +117,36 @@ def test_a_step_waits_for_its_own_program_alone(rng, mesh):
     assert sorted(step.traced) == [400, 640, 960]
 
 
-def test_an_error_says_for_which_batch_and_stops_the_next_step(rng, mesh):
+def test_an_error_says_for_which_batch_and_stops_no_other_step(rng, mesh, caplog):
     step = Step(mesh)
     step.broken.add(16_000)
     good, bad = batch_of(rng, mesh, 400), batch_of(rng, mesh, 16_000, labels=5)
     with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=1) as ahead:
         ahead.announce([bad])
-        with pytest.raises(ValueError, match="no room") as raised:
+        with pytest.raises(CompilationFailed, match="8 clips of 1.0 s with 5 labels each cannot be compiled: no room"):
             step.run(ahead, bad)
-        assert "8 clips of 1.0 s with 5 labels" in "".join(raised.value.__notes__)
-        with pytest.raises(ValueError, match="no room"):
-            step.run(ahead, good)  # long before the shape that fails would come
+        assert step.run(ahead, good) == total_of(good)
+        step.broken.clear()  # such as memory that other work has given back
+        assert step.run(ahead, bad) == total_of(bad)
+
+
+def test_what_failed_ahead_is_told_of_and_tried_again_when_it_is_needed(rng, mesh, caplog):
+    step, batch = Step(mesh), batch_of(rng, mesh, 16_000, labels=5)
+    step.broken.add(16_000)
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,), workers=1) as ahead:
+        ahead.announce([batch])
+        wait(ahead._futures.values())
+        step.broken.clear()
+        assert step.run(ahead, batch) == total_of(batch)
+    assert "could not be compiled ahead" in caplog.text and "no room" in caplog.text
+
+
+def test_several_processes_compile_when_a_batch_comes(rng, mesh, monkeypatch):
+    step = Step(mesh)
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead:
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        ahead.announce([batch_of(rng, mesh, 400)])
+        assert ahead.announced == 0
 
 
 def test_closing_leaves_what_is_not_begun(rng, mesh):

@@ -130,6 +130,23 @@ def test_what_was_left_half_written_is_removed(tmp_path):
     assert sorted(path.name for path in directory.glob("jit_*")) == ["jit_a-1-atime", "jit_a-1-cache"]
 
 
+def test_without_a_size_limit_nothing_is_taken_for_half_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    jax.config.update("jax_compilation_cache_max_size", -1)
+    use_compilation_cache(str(tmp_path), tmp_path)
+    entry = Path(used()) / "jit_a-1-cache"
+    entry.write_bytes(b"12345678")  # JAX notes no times of use then
+    use_compilation_cache(str(tmp_path), tmp_path)
+    assert entry.exists()
+
+
+def test_a_linked_directory_is_used_by_its_real_path(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    use_compilation_cache(str(tmp_path / "link"), tmp_path)
+    assert Path(used()).parent == (tmp_path / "real").resolve()
+
+
 def test_processors_that_differ_have_directories_that_differ(monkeypatch):
     text = "model name : X\nflags : fpu avx2\n\nmodel name : X\nflags : fpu avx2\n"
     kinds = []

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
+from xtremes_jax.training.ahead import CompilationFailed
 from xtremes_jax.training.loop import Hooks, Schedule, fit
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.step import StepMetrics
@@ -19,7 +21,7 @@ def fake_batches(start=0):
     step = start
     while True:
         yield SimpleNamespace(
-            batch=SimpleNamespace(audio=np.ones((2, 100 + step % 2))), skipped=(), clips=2, audio_seconds=3.0,
+            batch=Batch(np.ones((2, 100 + step % 2)), *[np.ones((2, 3))] * 5), skipped=(), clips=2, audio_seconds=3.0,
             padded_seconds=4.0, data_wait_s=0.0, global_step=step,
         )  # fmt: skip
         step += 1
@@ -195,6 +197,20 @@ def test_what_was_trained_is_saved_before_an_error():
     with pytest.raises(InputError, match="too many clips"):
         run(diary, total_steps=9, save_steps=100)
     assert diary.saved == [(4, None)]
+
+
+def test_what_was_trained_is_saved_before_a_step_that_cannot_be_compiled():
+    good = fake_step()
+
+    def step(state, batch):
+        if state == 3:
+            raise CompilationFailed("no room")
+        return good(state, batch)
+
+    diary = Diary()
+    with pytest.raises(CompilationFailed):
+        run(diary, total_steps=9, save_steps=100, step=step)
+    assert diary.saved == [(3, None)]
 
 
 class Scalar:

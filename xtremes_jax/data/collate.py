@@ -3,6 +3,7 @@
 A clip that cannot be decoded becomes a filler row (weight 0) and is reported, the same whoever reads it.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -18,6 +19,8 @@ from xtremes_jax.data.buckets import PlannedBatch, label_widths, plan_epoch
 from xtremes_jax.data.frames import StoredFrames
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _WORKER_GRACE_SECONDS = 30
 """How long a worker outlives a SIGTERM to the whole process group: long enough for the run to save and close it."""
@@ -107,7 +110,11 @@ class Reader:
         rows = planned.rows // self.process_count
         mine = planned.indices[self.process_index * rows : (self.process_index + 1) * rows]
         if self.stored is not None and self.stored.holds(mine):
-            batch = self._with_frames(mine, rows, planned.bucket_samples)
+            try:
+                batch = self._with_frames(mine, rows, planned.bucket_samples)
+            except OSError as error:
+                logger.warning("Stored frames can no longer be read; they are computed again. %s", error)
+                self.stored = batch = None
             if batch is not None:
                 return HostBatch(batch, ())
         batch = self.filler_rows(rows, planned.bucket_samples)

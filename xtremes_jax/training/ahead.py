@@ -4,6 +4,7 @@ XLA compiles without holding Python's lock, so the programs of later batches are
 reading a checkpoint costs no time of the compiler's. A step whose program is not there yet waits for that one alone.
 """
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
+
+logger = logging.getLogger(__name__)
 
 _CORES_PER_COMPILATION = 4
 _MOST_COMPILATIONS = 4
@@ -30,6 +33,10 @@ def _count_hit(event: str, **_: Any) -> None:
 
 
 jax.monitoring.register_event_listener(_count_hit)
+
+
+class CompilationFailed(Exception):
+    """A step's program could not be compiled, so the step has not run; the state that it was to take is as it was."""
 
 
 class Program(NamedTuple):
@@ -66,7 +73,6 @@ class CompiledAhead:
         self._pool = ThreadPoolExecutor(worker_count() if workers is None else workers, "compile")
         self._futures: dict[tuple, Future[Program]] = {}
         self.programs: dict[tuple, Program] = {}
-        self._failure: BaseException | None = None
 
     def announce(self, batches: Iterable[Batch]) -> None:
         """Has programs compiled for batches of these shapes (arrays or `jax.ShapeDtypeStruct`), in this order.
@@ -79,16 +85,14 @@ class CompiledAhead:
         for batch in batches:
             shape = shape_of(batch)
             if shape not in self._futures:
-                self._futures[shape] = self._pool.submit(self._compile, jax.tree.map(_abstract, batch))
+                self._futures[shape] = self._pool.submit(self._compile_ahead, jax.tree.map(_abstract, batch))
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the step, as soon as its program is ready.
 
         Raises:
-            Exception: what compiling it raised, or any program before it, with a note of the shape.
+            CompilationFailed: its program could not be compiled, and not at a second try either.
         """
-        if self._failure is not None:
-            raise self._failure
         shape = shape_of(arguments[-1])
         program = self.programs.get(shape)
         if program is None:
@@ -119,23 +123,34 @@ class CompiledAhead:
         future = self._futures.get(shape)
         if future is None or future.cancel():  # not begun: it does not have to queue behind the others
             self._futures[shape] = future = Future()
-            future.set_result(self._compile(jax.tree.map(_abstract, batch)))
-        return future.result()
+            future.set_result(self._compile_now(batch))
+        try:
+            return future.result()
+        except Exception:  # it was told of: memory that it lacked beside other work may be there now
+            self._futures[shape] = again = Future()
+            again.set_result(self._compile_now(batch))
+            return again.result()
+
+    def _compile_now(self, batch: Batch) -> Program:
+        try:
+            return self._compile(jax.tree.map(_abstract, batch))
+        except Exception as error:
+            raise CompilationFailed(f"The step for {_described(batch)} cannot be compiled: {error}") from error
+
+    def _compile_ahead(self, batch: Batch) -> Program:
+        try:
+            return self._compile(batch)
+        except Exception as error:
+            logger.warning(
+                "The step for %s could not be compiled ahead; this is tried again when such a batch comes. %s",
+                _described(batch), error,
+            )  # fmt: skip
+            raise
 
     def _compile(self, batch: Batch) -> Program:
         begun, hits = time.perf_counter(), getattr(_events, "hits", 0)
-        try:
-            with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
-                run = self._step.lower(*self._leading, batch).compile()
-        except Exception as error:
-            rows, length = shape_of(batch)[0][:2]
-            each = f"{length / SAMPLE_RATE:.1f} s" if batch.frames is None else f"{length} frames"
-            error.add_note(
-                f"This came up while compiling the step for batches of {rows} clips of {each} with "
-                f"{batch.labels.shape[1]} labels each."
-            )
-            self._failure = error
-            raise
+        with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
+            run = self._step.lower(*self._leading, batch).compile()
         program = Program(run, getattr(_events, "hits", 0) > hits, time.perf_counter() - begun)
         self.programs[shape_of(batch)] = program
         return program
@@ -144,6 +159,12 @@ class CompiledAhead:
 def shape_of(batch: Batch) -> tuple:
     """What tells the batches of one run apart: the shapes of audio (or of frames in its place) and of labels."""
     return (batch.audio if batch.frames is None else batch.frames).shape, batch.labels.shape
+
+
+def _described(batch: Batch) -> str:
+    rows, length = shape_of(batch)[0][:2]
+    each = f"{length / SAMPLE_RATE:.1f} s" if batch.frames is None else f"{length} frames"
+    return f"batches of {rows} clips of {each} with {batch.labels.shape[1]} labels each"
 
 
 def _abstract(array: Any) -> jax.ShapeDtypeStruct:

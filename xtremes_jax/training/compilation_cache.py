@@ -31,6 +31,8 @@ SHORTEST_COMPILE_SECONDS = 0.1
 
 _LOCK_SECONDS = 10
 
+_UNLIMITED = -1  # JAX's word for it
+
 
 def use_compilation_cache(wanted: str | None, default_root: Path) -> None:
     """Points JAX at the directory of compiled programs; never fails, as a run can do without one.
@@ -48,10 +50,11 @@ def use_compilation_cache(wanted: str | None, default_root: Path) -> None:
     if wanted is not None and "://" in wanted:
         _point_jax_at(wanted)
         return
-    directory = (default_root / "compiled" if wanted is None else Path(wanted)) / host_kind()
+    directory = (default_root / "compiled" if wanted is None else Path(wanted).expanduser()) / host_kind()
     try:
-        reason = _make_private(directory)
-        if reason is None:
+        # What is checked is what is used: a link on the way may be led elsewhere afterwards.
+        directory, reason = _make_private(directory)
+        if reason is None and _size_limit() != _UNLIMITED:
             _sweep(directory)
     except (OSError, RuntimeError) as error:  # RuntimeError: a symbolic link that leads to itself
         reason = str(error)
@@ -93,8 +96,14 @@ def _point_jax_at(directory: str | None) -> None:
             jax.config.update(name, value)
 
 
-def _make_private(directory: Path) -> str | None:
-    """Makes a directory that only its owner can write to; why it cannot be used, or None."""
+def _size_limit() -> int:
+    """Bytes at which JAX drops entries. Only with a limit does it note when one was used, which `_sweep` looks for."""
+    name = "jax_compilation_cache_max_size"
+    return getattr(jax.config, name) if name.upper() in os.environ else LARGEST_BYTES
+
+
+def _make_private(directory: Path) -> tuple[Path, str | None]:
+    """Makes a directory that only its owner can write to: its real path, and why it cannot be used, or None."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700 if path == directory else 0o755, exist_ok=True)
@@ -103,15 +112,15 @@ def _make_private(directory: Path) -> str | None:
         found = path.stat()
         is_own = path == directory
         if found.st_uid not in ({os.getuid()} if is_own else {os.getuid(), 0}):
-            return f"{path} belongs to another user"
+            return directory, f"{path} belongs to another user"
         shared = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != found.st_uid)
         # In a directory with the sticky bit (/tmp), others cannot touch what is not theirs. A group with the number of
         # its user is that user alone.
         if shared and (is_own or not found.st_mode & stat.S_ISVTX):
-            return f"others may write to {path}"
+            return directory, f"others may write to {path}"
     if not os.access(directory, os.W_OK):
-        return f"{directory} cannot be written to"
-    return None
+        return directory, f"{directory} cannot be written to"
+    return directory, None
 
 
 def _sweep(directory: Path) -> None:

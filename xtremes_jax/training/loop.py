@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.training.ahead import CompilationFailed, shape_of
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import StepMetrics
@@ -169,8 +170,9 @@ def fit(
         owed: whether the evaluation at `start_step` was due and is still to be made.
 
     Raises:
-        InputError: too many clips turned out to be unreadable, or the gradients are no longer finite. What has been
-            trained is saved first.
+        InputError: too many clips turned out to be unreadable, or the gradients are no longer finite.
+        CompilationFailed: the step for a batch that has come cannot be compiled. In each case, what has been trained is
+            saved first.
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
     step, saved, shapes, score = start_step, start_step, set(), None
@@ -204,7 +206,7 @@ def fit(
             if step >= schedule.total_steps or stop.received is not None:
                 break
         _settle(meter, report, step, epoch_of(step)[0], schedule.logging_steps is not None, schedule, hooks, last=True)
-    except InputError:
+    except (InputError, CompilationFailed):
         if saved != step and schedule.save_steps is not None:
             hooks.save(state, step, score, owed)
         raise
@@ -223,7 +225,7 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
     """
     called = time.perf_counter()
     state, metrics = train_step(state, loaded.batch)
-    shape = (loaded.batch.frames if loaded.batch.audio is None else loaded.batch.audio).shape
+    shape = shape_of(loaded.batch)
     if shape not in shapes:
         # A call returns before its step is done, unless the step has to be compiled.
         shapes.add(shape)
