@@ -116,7 +116,7 @@ def search_prefixes(
     """CTC prefix beam search; arguments as of `decode_ctc`.
 
     Exactly the search that weighs all `beams x vocabulary` extensions in each frame, of equals preferring prefixes that
-    stay, then those of likelier beams, then lower token ids.
+    stay, then those of likelier beams, then likelier tokens, then lower token ids.
 
     Returns:
         The likeliest prefix of each row in the end, and its log probability, of which a part is missing where an
