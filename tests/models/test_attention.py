@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xtremes_jax.models.attention import attend
-from xtremes_jax.models.masking import Randomness, dropout
+from xtremes_jax.models.masking import Randomness, dropout, fold
 from xtremes_jax.models.stacked import REMAT_POLICIES
 
 
@@ -80,7 +80,12 @@ def test_the_gradient_is_that_of_the_definition(causal, rate, rng):
         scores = jnp.where(jnp.arange(9) < lengths[:, None, None, None], scores, -jnp.inf)
         if causal:
             scores = jnp.where(jnp.tri(9, dtype=bool), scores, -jnp.inf)
-        weights = dropout(jax.nn.softmax(scores), rate, randomness)
+        # Every head draws from a key of its own: its row's, with the head's number folded in.
+        heads = [
+            dropout(head, rate, fold(randomness, number))
+            for number, head in enumerate(jnp.unstack(jax.nn.softmax(scores), axis=1))
+        ]
+        weights = jnp.stack(heads, axis=1)
         return jnp.sum(along * jnp.einsum("bhqk,bkhd->bqhd", weights, value))
 
     gradients = jax.grad(ours, (0, 1, 2))(*arrays)

@@ -1,20 +1,27 @@
 """Multi-head attention (Vaswani et al. 2017) over frames, with the frames past a clip's length masked, or causal."""
 
 import functools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.layers import PRODUCT, linear
 from xtremes_jax.models.masking import Randomness, dropout, frame_mask
+from xtremes_jax.models.partitioning import batch_axes
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Score of a masked key: finite, so that a row in which every key is masked gives a mean instead of NaN."""
+"""Score of a masked key: its weight is exactly 0 beside any score that counts."""
+
+_PIECE_BYTES = {"cpu": 2 << 20, "gpu": 256 << 20, "tpu": 32 << 20}
+"""Scores that explicit attention computes at once on a device: about what stays in a CPU's cache or a TPU's vector
+memory; on a GPU what keeps it busy without filling its memory."""
 
 _FEW_QUERIES = 16
 """Fewer than this, as in step-by-step decoding, leave the fused kernel nothing to save."""
@@ -40,85 +47,154 @@ def attend(
             it and for the dtypes and head sizes that it takes.
         randomness: keys already folded for this purpose; None means no dropout.
     """
+    if key.shape[1] == 0:
+        return jnp.zeros_like(query)
+    # A row without any key looks at its first frame: neither path then has to say what it makes of none.
+    lengths = None if lengths is None else jnp.maximum(lengths, 1)
     if (randomness is None or dropout_rate == 0.0) and _use_cudnn(query):
-        # The fused kernel is not asked what it makes of a row without any key: such rows look at their first frame.
-        counted = None if lengths is None else jnp.maximum(lengths, 1)
         return jax.nn.dot_product_attention(
-            query, key, value, is_causal=is_causal, key_value_seq_lengths=counted, implementation="cudnn"
+            query, key, value, is_causal=is_causal, key_value_seq_lengths=lengths, implementation="cudnn"
         )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
-    options = (is_causal, 0.0 if randomness is None else dropout_rate)
-    return _attend_explicitly(query, key, value, lengths, randomness, *options)
+    draws = None
+    if randomness is not None and dropout_rate > 0.0:
+        heads = jnp.arange(query.shape[2])
+        draws = jax.vmap(lambda key: jax.vmap(lambda head: jax.random.fold_in(key, head))(heads))(randomness.rows)
+    return _attend_explicitly(query, key, value, lengths, draws, is_causal, dropout_rate)
+
+
+class _Piece(NamedTuple):
+    """What attention of some heads of some rows is made from, one behind the other on the first axis."""
+
+    query: Float[Array, "heads queries head_features"]
+    key: Float[Array, "heads frames head_features"]
+    value: Float[Array, "heads frames head_features"]
+    lengths: Int[Array, " heads"] | None
+    draws: Key[Array, " heads"] | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend_explicitly(
-    query: Array,
-    key: Array,
-    value: Array,
-    lengths: Array | None,
-    randomness: Randomness | None,
-    is_causal: bool,
-    dropout_rate: float,
+    query: Array, key: Array, value: Array, lengths: Array | None, draws: Array | None, is_causal: bool, rate: float
 ) -> Array:
-    """`attend` by its definition. The gradient keeps no probabilities, `[batch, heads, queries, frames]`, but computes
-    them again, as FlashAttention does (Dao et al. 2022): writing and reading them costs more than that."""
-    return _attend_forward(query, key, value, lengths, randomness, is_causal, dropout_rate)[0]
+    """`attend` by its definition, piece by piece, so that a piece's scores stay in the processor's cache.
 
-
-def _scores(query: Array, key: Array, lengths: Array | None, is_causal: bool) -> tuple[Array, Array | None]:
-    """Scores `[batch, heads, queries, frames]` in float32, and which of them count (None: all)."""
-    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", scaled, key, preferred_element_type=jnp.float32)
-    counts = None if lengths is None else frame_mask(lengths, key.shape[1])[:, None, None, :]
-    if is_causal:
-        past = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
-        counts = past if counts is None else counts & past
-    return (scores if counts is None else jnp.where(counts, scores, _MASKED)), counts
+    The gradient keeps no probabilities, `[batch, heads, queries, frames]`, but computes them again, as FlashAttention
+    does (Dao et al. 2022): writing and reading them costs more than that.
+    """
+    return _attend_forward(query, key, value, lengths, draws, is_causal, rate)[0]
 
 
 def _attend_forward(
-    query: Array,
-    key: Array,
-    value: Array,
-    lengths: Array | None,
-    randomness: Randomness | None,
-    is_causal: bool,
-    dropout_rate: float,
+    query: Array, key: Array, value: Array, lengths: Array | None, draws: Array | None, is_causal: bool, rate: float
 ) -> tuple[Array, tuple]:
-    scores, _ = _scores(query, key, lengths, is_causal)
-    top = jnp.max(scores, axis=-1, keepdims=True, initial=_MASKED)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = dropout(weights, dropout_rate, randomness).astype(value.dtype)
-    # Divided by their sum afterwards: the result has fewer elements than the weights.
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
-    mixed = (mixed / jnp.swapaxes(total, 1, 2)).astype(value.dtype)
-    kept = checkpoint_name((mixed, top, total), PRODUCT)
-    return kept[0], (query, key, value, lengths, randomness, *kept)
+    split, join = _pieces_of(query, key)
+    pieces = _Piece(*map(split, (query, key, value, lengths, draws)))
+    mixed, top, share = jax.lax.map(lambda piece: _mix(piece, is_causal, rate), pieces)
+    kept = checkpoint_name((join(mixed), top, share), PRODUCT)
+    return kept[0], (query, key, value, lengths, draws, *kept)
 
 
-def _attend_backward(is_causal: bool, dropout_rate: float, saved: tuple, gradient: Array) -> tuple:
-    query, key, value, lengths, randomness, mixed, top, total = saved
-    scores, counts = _scores(query, key, lengths, is_causal)
-    probabilities = jnp.exp(scores - top) / total
-    dropped = dropout(probabilities, dropout_rate, randomness).astype(value.dtype)
-    of_value = jnp.einsum("bhqk,bqhd->bkhd", dropped, gradient)
-    of_probabilities = jnp.einsum("bqhd,bkhd->bhqk", gradient, value, preferred_element_type=jnp.float32)
-    of_probabilities = dropout(of_probabilities, dropout_rate, randomness)
-    # The mean of the probabilities' gradients, which the softmax takes off, is that of the result along itself.
-    along = jnp.einsum("bqhd,bqhd->bhq", gradient, mixed, preferred_element_type=jnp.float32)[..., None]
-    of_scores = probabilities * (of_probabilities - along)
-    if counts is not None:
-        of_scores = jnp.where(counts, of_scores, 0.0)
-    of_scores = of_scores.astype(query.dtype)
-    scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    of_query = jnp.einsum("bhqk,bkhd->bqhd", of_scores, key) * scale
-    of_key = jnp.einsum("bhqk,bqhd->bkhd", of_scores, query * scale)
-    return of_query, of_key, of_value, None, None
+def _attend_backward(is_causal: bool, rate: float, saved: tuple, gradient: Array) -> tuple:
+    query, key, value, lengths, draws, mixed, top, share = saved
+    split, join = _pieces_of(query, key)
+    pieces = _Piece(*map(split, (query, key, value, lengths, draws)))
+
+    def pull(inputs: tuple) -> tuple[Array, Array, Array]:
+        return _pull_piece(*inputs, is_causal, rate)
+
+    gradients = jax.lax.map(pull, (pieces, split(mixed), top, share, split(gradient)))
+    return *map(join, gradients), None, None
 
 
 _attend_explicitly.defvjp(_attend_forward, _attend_backward)
+
+
+def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array | None], Callable[[Array], Array]]:
+    """How arrays are split into pieces, which come first then, and put together again.
+
+    A piece has as many heads, and then as many rows, as `_PIECE_BYTES` of scores hold.
+    """
+    batch, queries, heads, _ = query.shape
+    devices = math.prod(batch_axes().values())
+    budget = _PIECE_BYTES.get(jax.default_backend(), _PIECE_BYTES["gpu"])
+    matrices = max(1, budget // (4 * max(1, queries * key.shape[1])))
+    if devices > 1:  # rows that are spread over devices stay together
+        rows, some = batch, _largest_divisor(heads, matrices * devices // batch)
+    else:
+        some = _largest_divisor(heads, matrices)
+        rows = _largest_divisor(batch, matrices // some)
+    grid = (batch // rows, rows, heads // some, some)
+
+    def split(x: Array | None) -> Array | None:
+        """`[batch, places, heads, features]`, `[batch, heads]` or `[batch]` to `[pieces, heads of a piece, ...]`."""
+        if x is None:
+            return None
+        if x.ndim == 1:
+            x = jnp.broadcast_to(x[:, None], (batch, heads))
+        elif x.ndim == 4:
+            x = jnp.swapaxes(x, 1, 2)
+        x = jnp.swapaxes(x.reshape(*grid, *x.shape[2:]), 1, 2)
+        return x.reshape(grid[0] * grid[2], rows * some, *x.shape[4:])
+
+    def join(x: Array) -> Array:
+        """`[pieces, heads of a piece, places, features]` back to `[batch, places, heads, features]`."""
+        x = jnp.swapaxes(x.reshape(grid[0], grid[2], rows, some, *x.shape[2:]), 1, 2)
+        return jnp.swapaxes(x.reshape(batch, heads, *x.shape[4:]), 1, 2)
+
+    return split, join
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`, and 1 at least."""
+    return next((divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0), 1)
+
+
+def _scores(piece: _Piece, is_causal: bool) -> Array:
+    """Scores `[heads, queries, frames]` in float32, `_MASKED` where they do not count."""
+    scaled = piece.query * jnp.asarray(piece.query.shape[-1] ** -0.5, piece.query.dtype)
+    scores = jnp.einsum("hqd,hkd->hqk", scaled, piece.key, preferred_element_type=jnp.float32)
+    counts = None if piece.lengths is None else frame_mask(piece.lengths, piece.key.shape[1])[:, None, :]
+    if is_causal:
+        past = jnp.tri(*scores.shape[1:], dtype=bool)
+        counts = past if counts is None else counts & past
+    return scores if counts is None else jnp.where(counts, scores, _MASKED)
+
+
+def _drop(weights: Array, rate: float, draws: Array | None) -> Array:
+    """Dropout of `[heads, queries, frames]` with a key for each head of each row."""
+    return dropout(weights, rate, None if draws is None else Randomness(rows=draws, shared=draws[0]))
+
+
+def _mix(piece: _Piece, is_causal: bool, rate: float) -> tuple[Array, Array, Array]:
+    """The result `[heads, queries, head_features]`; each query's largest score, and one over its weights' sum."""
+    scores = _scores(piece, is_causal)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    share = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    weights = _drop(weights, rate, piece.draws).astype(piece.value.dtype)
+    # Scaled afterwards: the result has fewer elements than the weights.
+    mixed = jnp.einsum("hqk,hkd->hqd", weights, piece.value, preferred_element_type=jnp.float32)
+    return (mixed * share).astype(piece.value.dtype), top, share
+
+
+def _pull_piece(
+    piece: _Piece, mixed: Array, top: Array, share: Array, gradient: Array, is_causal: bool, rate: float
+) -> tuple[Array, Array, Array]:
+    """The gradients of a piece's queries, keys and values. Masked scores have none: their probability is 0."""
+    query, key, value, _, draws = piece
+    probabilities = jnp.exp(_scores(piece, is_causal) - top) * share
+    dropped = _drop(probabilities, rate, draws).astype(value.dtype)
+    of_value = jnp.einsum("hqk,hqd->hkd", dropped, gradient)
+    of_probabilities = jnp.einsum("hqd,hkd->hqk", gradient, value, preferred_element_type=jnp.float32)
+    of_probabilities = _drop(of_probabilities, rate, draws)
+    # The mean of the probabilities' gradients, which the softmax takes off, is that of the result along itself.
+    along = jnp.einsum("hqd,hqd->hq", gradient, mixed, preferred_element_type=jnp.float32)[..., None]
+    of_scores = (probabilities * (of_probabilities - along)).astype(query.dtype)
+    scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    of_query = jnp.einsum("hqk,hkd->hqd", of_scores, key) * scale
+    of_key = jnp.einsum("hqk,hqd->hkd", of_scores, query * scale)
+    return of_query, of_key, of_value
 
 
 def _use_cudnn(query: Float[Array, "batch queries heads head_features"]) -> bool:

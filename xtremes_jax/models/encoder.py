@@ -37,9 +37,14 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "batch frames features"], randomness: Randomness | None
     ) -> Float[Array, "batch frames features"]:
         """Each frame by itself; `activation_dropout` inside and `hidden_dropout` after."""
-        x = activate(self.config.hidden_act, self.intermediate_dense(x))
-        x = dropout(x, self.config.activation_dropout, fold(randomness, LAYER_ACTIVATION))
-        return dropout(self.output_dense(x), self.config.hidden_dropout, fold(randomness, LAYER_OUTPUT))
+        def map_back(x: Array) -> Array:
+            x = activate(self.config.hidden_act, x)
+            x = dropout(x, self.config.activation_dropout, fold(randomness, LAYER_ACTIVATION))
+            return self.output_dense(x)
+
+        # The gradient computes the activation again: that costs less than to write and read the widest array there is.
+        x = jax.checkpoint(map_back, prevent_cse=False)(self.intermediate_dense(x))
+        return dropout(x, self.config.hidden_dropout, fold(randomness, LAYER_OUTPUT))
 
 
 class EncoderLayer(nnx.Module):

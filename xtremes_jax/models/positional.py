@@ -20,7 +20,8 @@ from xtremes_jax.models.layers import activate
 from xtremes_jax.models.partitioning import batch_axes
 from xtremes_jax.models.products import spread
 
-_TAPS_TOGETHER = 4  # fastest of 1, 4, 8 and 16 at the base model's shape, on a CPU
+_NEAR_TAPS = 16
+"""Most shifts of the gradient that share a product."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -60,34 +61,35 @@ def _backward(groups: int, saved: tuple[Array, Array], gradient: Array) -> tuple
 
 
 def _kernel_gradient(x: Array, gradient: Array, width: int, groups: int) -> Array:
-    """The gradient of the kernel `[width, group_inputs, outputs]`: for every few taps, one small product per group.
+    """The gradient of the kernel `[width, group_inputs, outputs]`: one product for each group.
 
-    Rows are laid end to end with `width - 1` zero frames between them, so that the tap of offset k is the product of
-    the gradient with the input shifted by k, over one long axis. Neighbouring taps share a product, on inputs that
-    hold the next frames as further channels: products of 48 by 48 channels are too small to keep a processor busy.
+    Rows are laid end to end with `width - 1` zero frames between them, so that tap k is the product, over one long
+    axis, of the gradient with the input shifted by k. A shift of `a * near + b` is one of the input by `a * near` and
+    one of the gradient by `-b`: with the inputs at all `a` side by side as channels, and the gradients at all `b`, one
+    product has all taps. Products of 48 by 48 channels a tap would be too small to keep a processor busy.
     """
     batch, frames, features = x.shape
-    together = math.gcd(width, _TAPS_TOGETHER)
+    near = max(divisor for divisor in range(1, _NEAR_TAPS + 1) if width % divisor == 0)
+    far = width // near
+    steps = batch * (frames + width - 1) + near - 1
 
     def lay_out(values: Array, before: int, after: int) -> Array:
         padded = jnp.pad(values, ((0, 0), (before, after), (0, 0)))
         padded = padded.reshape(batch * (frames + width - 1), groups, -1)
         return jnp.transpose(padded, (1, 0, 2))  # [group, step, channel]
 
-    gradient = lay_out(gradient, 0, width - 1)
-    steps = gradient.shape[1]
-    inputs = lay_out(x, width // 2, (width - 1) // 2)
-    inputs = jnp.pad(inputs, ((0, 0), (0, width - 1), (0, 0)))
-    span = steps + width - together
-    inputs = jnp.concatenate([inputs[:, tap : tap + span] for tap in range(together)], axis=2)
+    inputs = jnp.pad(lay_out(x, width // 2, (width - 1) // 2), ((0, 0), (0, width - 1), (0, 0)))
+    gradient = jnp.pad(lay_out(gradient, 0, width - 1), ((0, 0), (near - 1, near - 1), (0, 0)))
 
-    def taps(offset: Array) -> Array:
-        shifted = jax.lax.dynamic_slice_in_dim(inputs, offset, steps, axis=1)
-        return jnp.einsum("gti,gto->gio", shifted, gradient, preferred_element_type=jnp.float32)
+    def taps(group: tuple[Array, Array]) -> Array:
+        inputs, gradient = group
+        inputs = jnp.concatenate([inputs[near * a : near * a + steps] for a in range(far)], axis=1)
+        gradient = jnp.concatenate([gradient[near - 1 - b : near - 1 - b + steps] for b in range(near)], axis=1)
+        return jnp.einsum("ti,to->io", inputs, gradient, preferred_element_type=jnp.float32)
 
-    kernel = jax.lax.map(taps, jnp.arange(0, width, together))
-    kernel = kernel.reshape(width // together, groups, together, features // groups, -1)
-    return jnp.transpose(kernel, (0, 2, 3, 1, 4)).reshape(width, features // groups, -1)
+    kernel = jax.lax.map(taps, (inputs, gradient))
+    kernel = kernel.reshape(groups, far, features // groups, near, -1)
+    return jnp.transpose(kernel, (1, 3, 2, 0, 4)).reshape(width, features // groups, -1)
 
 
 grouped_convolution.defvjp(_forward, _backward)

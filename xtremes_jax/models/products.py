@@ -41,8 +41,9 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 def _summed_product(x: Float[Array, "*rows inputs"], gradient: Float[Array, "*rows outputs"]) -> Array:
     """The gradient `[inputs, outputs]` of a kernel: products summed over all rows, in float32."""
-    rows = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    # As matrices: XLA's CPU backend would transpose arrays of more axes in memory before it multiplies them.
+    x, gradient = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
+    return jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
