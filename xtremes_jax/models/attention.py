@@ -19,7 +19,7 @@ from xtremes_jax.models.partitioning import batch_axes
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked key: its weight is exactly 0 beside any score that counts."""
 
-_PIECE_BYTES = {"cpu": 2 << 20, "gpu": 256 << 20, "tpu": 32 << 20}
+_PIECE_BYTES = {"cpu": 4 << 20, "gpu": 256 << 20, "tpu": 32 << 20}
 """Scores that explicit attention computes at once on a device: about what stays in a CPU's cache or a TPU's vector
 memory; on a GPU what keeps it busy without filling its memory."""
 
@@ -56,11 +56,16 @@ def attend(
             query, key, value, is_causal=is_causal, key_value_seq_lengths=lengths, implementation="cudnn"
         )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
+    # Added, since a choice by the lengths inside of the loop over pieces would not be vectorised on CPUs.
+    bias = None
+    if lengths is not None:
+        bias = jnp.where(frame_mask(lengths, key.shape[1]), 0.0, _MASKED)[:, None, :]
+        bias = jnp.broadcast_to(bias, (*query.shape[:1], query.shape[2], key.shape[1]))
     draws = None
     if randomness is not None and dropout_rate > 0.0:
         heads = jnp.arange(query.shape[2])
         draws = jax.vmap(lambda key: jax.vmap(lambda head: jax.random.fold_in(key, head))(heads))(randomness.rows)
-    return _attend_explicitly(query, key, value, lengths, draws, is_causal, dropout_rate)
+    return _attend_explicitly(query, key, value, bias, draws, is_causal, dropout_rate)
 
 
 class _Piece(NamedTuple):
@@ -69,41 +74,41 @@ class _Piece(NamedTuple):
     query: Float[Array, "heads queries head_features"]
     key: Float[Array, "heads frames head_features"]
     value: Float[Array, "heads frames head_features"]
-    lengths: Int[Array, " heads"] | None
+    bias: Float[Array, "heads frames"] | None
     draws: Key[Array, " heads"] | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend_explicitly(
-    query: Array, key: Array, value: Array, lengths: Array | None, draws: Array | None, is_causal: bool, rate: float
+    query: Array, key: Array, value: Array, bias: Array | None, draws: Array | None, is_causal: bool, rate: float
 ) -> Array:
     """`attend` by its definition, piece by piece, so that a piece's scores stay in the processor's cache.
 
     The gradient keeps no probabilities, `[batch, heads, queries, frames]`, but computes them again, as FlashAttention
     does (Dao et al. 2022): writing and reading them costs more than that.
     """
-    return _attend_forward(query, key, value, lengths, draws, is_causal, rate)[0]
+    return _attend_forward(query, key, value, bias, draws, is_causal, rate)[0]
 
 
 def _attend_forward(
-    query: Array, key: Array, value: Array, lengths: Array | None, draws: Array | None, is_causal: bool, rate: float
+    query: Array, key: Array, value: Array, bias: Array | None, draws: Array | None, is_causal: bool, rate: float
 ) -> tuple[Array, tuple]:
     split, join = _pieces_of(query, key)
-    pieces = _Piece(*map(split, (query, key, value, lengths, draws)))
-    mixed, top, share = jax.lax.map(lambda piece: _mix(piece, is_causal, rate), pieces)
-    kept = checkpoint_name((join(mixed), top, share), PRODUCT)
-    return kept[0], (query, key, value, lengths, draws, *kept)
+    pieces = _Piece(*map(split, (query, key, value, bias, draws)))
+    mixed, level = jax.lax.map(lambda piece: _mix(piece, is_causal, rate), pieces)
+    kept = checkpoint_name((join(mixed), level), PRODUCT)
+    return kept[0], (query, key, value, bias, draws, *kept)
 
 
 def _attend_backward(is_causal: bool, rate: float, saved: tuple, gradient: Array) -> tuple:
-    query, key, value, lengths, draws, mixed, top, share = saved
+    query, key, value, bias, draws, mixed, level = saved
     split, join = _pieces_of(query, key)
-    pieces = _Piece(*map(split, (query, key, value, lengths, draws)))
+    pieces = _Piece(*map(split, (query, key, value, bias, draws)))
 
     def pull(inputs: tuple) -> tuple[Array, Array, Array]:
         return _pull_piece(*inputs, is_causal, rate)
 
-    gradients = jax.lax.map(pull, (pieces, split(mixed), top, share, split(gradient)))
+    gradients = jax.lax.map(pull, (pieces, split(mixed), level, split(gradient)))
     return *map(join, gradients), None, None
 
 
@@ -127,13 +132,10 @@ def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array
     grid = (batch // rows, rows, heads // some, some)
 
     def split(x: Array | None) -> Array | None:
-        """`[batch, places, heads, features]`, `[batch, heads]` or `[batch]` to `[pieces, heads of a piece, ...]`."""
+        """`[batch, places, heads, features]` or `[batch, heads, ...]` to `[pieces, heads of a piece, ...]`."""
         if x is None:
             return None
-        if x.ndim == 1:
-            x = jnp.broadcast_to(x[:, None], (batch, heads))
-        elif x.ndim == 4:
-            x = jnp.swapaxes(x, 1, 2)
+        x = jnp.swapaxes(x, 1, 2) if x.ndim == 4 else x
         x = jnp.swapaxes(x.reshape(*grid, *x.shape[2:]), 1, 2)
         return x.reshape(grid[0] * grid[2], rows * some, *x.shape[4:])
 
@@ -154,11 +156,9 @@ def _scores(piece: _Piece, is_causal: bool) -> Array:
     """Scores `[heads, queries, frames]` in float32, `_MASKED` where they do not count."""
     scaled = piece.query * jnp.asarray(piece.query.shape[-1] ** -0.5, piece.query.dtype)
     scores = jnp.einsum("hqd,hkd->hqk", scaled, piece.key, preferred_element_type=jnp.float32)
-    counts = None if piece.lengths is None else frame_mask(piece.lengths, piece.key.shape[1])[:, None, :]
-    if is_causal:
-        past = jnp.tri(*scores.shape[1:], dtype=bool)
-        counts = past if counts is None else counts & past
-    return scores if counts is None else jnp.where(counts, scores, _MASKED)
+    if piece.bias is not None:
+        scores = scores + piece.bias[:, None, :]
+    return jnp.where(jnp.tri(*scores.shape[1:], dtype=bool), scores, _MASKED) if is_causal else scores
 
 
 def _drop(weights: Array, rate: float, draws: Array | None) -> Array:
@@ -166,24 +166,24 @@ def _drop(weights: Array, rate: float, draws: Array | None) -> Array:
     return dropout(weights, rate, None if draws is None else Randomness(rows=draws, shared=draws[0]))
 
 
-def _mix(piece: _Piece, is_causal: bool, rate: float) -> tuple[Array, Array, Array]:
-    """The result `[heads, queries, head_features]`; each query's largest score, and one over its weights' sum."""
+def _mix(piece: _Piece, is_causal: bool, rate: float) -> tuple[Array, Array]:
+    """The result `[heads, queries, head_features]`, and the logarithm of each query's sum of exponentiated scores."""
     scores = _scores(piece, is_causal)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
-    share = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = _drop(weights, rate, piece.draws).astype(piece.value.dtype)
-    # Scaled afterwards: the result has fewer elements than the weights.
+    # Divided by their sum afterwards: the result has fewer elements than the weights.
     mixed = jnp.einsum("hqk,hkd->hqd", weights, piece.value, preferred_element_type=jnp.float32)
-    return (mixed * share).astype(piece.value.dtype), top, share
+    return (mixed / total).astype(piece.value.dtype), top + jnp.log(total)
 
 
 def _pull_piece(
-    piece: _Piece, mixed: Array, top: Array, share: Array, gradient: Array, is_causal: bool, rate: float
+    piece: _Piece, mixed: Array, level: Array, gradient: Array, is_causal: bool, rate: float
 ) -> tuple[Array, Array, Array]:
     """The gradients of a piece's queries, keys and values. Masked scores have none: their probability is 0."""
     query, key, value, _, draws = piece
-    probabilities = jnp.exp(_scores(piece, is_causal) - top) * share
+    probabilities = jnp.exp(_scores(piece, is_causal) - level)
     dropped = _drop(probabilities, rate, draws).astype(value.dtype)
     of_value = jnp.einsum("hqk,hqd->hkd", dropped, gradient)
     of_probabilities = jnp.einsum("hqd,hkd->hqk", gradient, value, preferred_element_type=jnp.float32)
