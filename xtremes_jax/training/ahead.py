@@ -5,7 +5,6 @@ reading a checkpoint costs no time of the compiler's. A step whose program is no
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
+from xtremes_jax.processors import available_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class Program(NamedTuple):
 
 
 def worker_count() -> int:
-    """Programs compiled at a time on this machine: XLA is itself parallel in part, so one for every four cores."""
-    return max(1, min(_MOST_COMPILATIONS, (os.cpu_count() or 1) // _CORES_PER_COMPILATION))
+    """Programs compiled at a time by this process: XLA is itself parallel in part, so one for every four cores."""
+    return max(1, min(_MOST_COMPILATIONS, available_cpus() // _CORES_PER_COMPILATION))
 
 
 class CompiledAhead:
