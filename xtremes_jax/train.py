@@ -28,7 +28,7 @@ from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
-from xtremes_jax.frontend_cache import open_frontend_cache, shapes_on_frames
+from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
 from xtremes_jax.resuming import Best, find_checkpoint, labels_of, resume
 from xtremes_jax.run_directory import RECORD, RunDirectory
 from xtremes_jax.run_record import write_record
@@ -67,6 +67,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
+    check_process_count(arguments)
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
     with directory, StopRequest() as stop:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
