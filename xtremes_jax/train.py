@@ -89,7 +89,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
                 results = {}
             # A record is of a finished run: see score.py.
             (directory.path / RECORD).unlink(missing_ok=True)
-            state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop, startup)
+            state, trained = train(arguments, network, corpus, scorers, directory, skipped, stop, startup)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
             write_json(directory.path / "train_results.json", trained)
@@ -114,7 +114,7 @@ def train(
     arguments: Arguments,
     network: Network,
     corpus: Corpus,
-    scorer: Scorer | None,
+    scorers: dict[str, Scorer],
     directory: RunDirectory,
     skipped: SkippedClips,
     stop: StopRequest,
@@ -130,7 +130,7 @@ def train(
     """
     course = make_course(arguments, network, corpus, directory)
     with make_step(arguments, network, course.optimization) as step:
-        state, report = run_loop(arguments, network, corpus, course, step, scorer, directory, skipped, stop, startup)
+        state, report = run_loop(arguments, network, corpus, course, step, scorers, directory, skipped, stop, startup)
     if report.interrupted:
         course.checkpoints.close()
         stop.check()
@@ -151,7 +151,7 @@ def run_loop(
     corpus: Corpus,
     course: Course,
     step: CompiledAhead,
-    scorer: Scorer | None,
+    scorers: dict[str, Scorer],
     directory: RunDirectory,
     skipped: SkippedClips,
     stop: StopRequest,
@@ -168,6 +168,8 @@ def run_loop(
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
         if cache is not None:
             resources.callback(cache.close)
+        for scorer in scorers.values():
+            scorer.compile_ahead(step)  # after those, as these are needed later
         resources.callback(checkpoints.wait)
         log = RunLog(
             directory.path,
@@ -180,7 +182,7 @@ def run_loop(
         batches = course.loader.iterate(begin) if cache is None else cache.batches(course.loader, begin)
         resources.callback(batches.close)
         hooks = make_hooks(
-            arguments, corpus, course, log, bar, scorer, skipped,
+            arguments, corpus, course, log, bar, scorers.get("eval"), skipped,
             started=lambda report: startup.first_step(report, step),
         )  # fmt: skip
         startup.mark("state")
@@ -194,7 +196,7 @@ def run_loop(
                 hooks=hooks,
                 stop=stop,
                 epoch_of=course.epoch_of,
-                owed=owed and scorer is not None,
+                owed=owed and "eval" in scorers,
             )
 
 

@@ -175,8 +175,8 @@ def fit(
 
     Raises:
         InputError: too many clips turned out to be unreadable, or the gradients are no longer finite.
-        CompilationFailed: the step for a batch that has come cannot be compiled. In each case, what has been trained is
-            saved first.
+        CompilationFailed: the step for a batch that has come cannot be compiled, or evaluation's. In each case, what
+            has been trained is saved first.
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
     progress, shapes = _Progress(hooks, stop, step=start_step, saved=start_step), set()
