@@ -1,6 +1,8 @@
 """From the beginning of a run to its first step: a second run takes its programs from the first one's cache."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import wait
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 from corpora import write_corpus
-from runs import flags, rows, run_elsewhere
+from runs import ROOT, flags, rows, run_elsewhere
 
 from xtremes_jax import train
 from xtremes_jax.scoring import Scorer
@@ -75,6 +77,20 @@ def test_a_split_is_scored_by_programs_that_were_compiled_in_the_background(tmp_
     background = [name for name, is_main in compiled if not is_main]
     steps = background.count("eval_step")
     assert background[-steps:] == ["eval_step"] * steps and steps >= 1 and ("eval_step", True) not in compiled
+
+
+def test_recognition_is_prepared_without_transformers(tmp_path):
+    """It takes a second to import, three with torch: the finished model's files are soon enough."""
+    corpus = write_corpus(tmp_path / "corpus", train=4, other=1)
+    code = """
+import sys
+from xtremes_jax import train
+status = train.main(sys.argv[1:])
+sys.exit(status or "transformers" in sys.modules or "torch" in sys.modules)
+"""
+    arguments = flags(corpus, tmp_path / "out", "mls.all", do_eval=None, preprocessing_only=True)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "The data is prepared" in done.stderr, done.stderr
 
 
 def test_the_stopwatch_adds_up(caplog):
