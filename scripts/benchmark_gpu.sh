@@ -30,6 +30,7 @@ run step_1b $step --config xls_r_1b --batch 8 --seconds 15 --raggedness 0.33 --d
 run step_base $step --config base --batch 32 --seconds 15 --raggedness 0.33 --dtype bfloat16
 run step_minds $step --config xls_r_300m --head classification --batch 32 --seconds 10 --raggedness 0.8 --dtype bfloat16
 run ctc scripts/benchmark_ctc.py
+run decoding scripts/benchmark_decoding.py
 run ctc_large_vocabulary scripts/benchmark_ctc.py --vocab 5000 --labels 200
 "$python" - "$out" <<'PY'
 import json, sys

@@ -204,6 +204,8 @@ def test_what_is_left_open_is_filled_in():
             "mls.all",
             "--warmup_steps has no effect without --lr_scheduler_type other than constant.",
         ),
+        ("--ctc_beams 4", "mls.all", "--ctc_beams has no effect without --do_eval or --do_predict."),
+        ("--ctc_beams 4 --do_eval", "covost2.all", "--ctc_beams has no effect in a task of translation."),
         ("--run_name a", "mls.all", "--run_name has no effect without --report_to tensorboard."),
         (
             "--logging_first_step --logging_strategy no",
@@ -236,6 +238,7 @@ def test_flags_without_effect_are_noted(given, config, note):
     "given",
     [
         "--group_by_length --max_batch_seconds 60",
+        "--ctc_beams 8 --do_eval",
         "--eval_strategy epoch --save_strategy epoch --metric_for_best_model wer --save_total_limit 1",
         "--hub_token abc --seed 3 --report_to none --unk_token ? --max_steps -1 --num_train_epochs 2",
         "--hub_model_id none --logging_dir none",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from corpora import write_corpus
 from runs import flags, parameters, rows
+from safetensors.numpy import save_file
 
-from xtremes_jax import evaluate, load_model, score, train, transcribe
+from xtremes_jax import InputError, evaluate, load_model, score, train, transcribe
 from xtremes_jax.run_record import read_run
 
 
@@ -99,21 +100,52 @@ def test_scoring_a_run_gives_its_own_scores(recognition, corpus, tmp_path):
     assert by_id(tmp_path / "predictions.jsonl") == by_id(recognition / "predictions.jsonl")
 
 
+def predictions_of(model, corpus, output, **changes) -> dict[str, str]:
+    """What a model says of the test split."""
+    arguments = flags(
+        corpus, output, None, model_name_or_path=model, config_name=None, task="mls", do_train=None, do_eval=None,
+        freeze_feature_encoder=None, per_device_train_batch_size=None, max_steps=None, learning_rate=None,
+        logging_steps=None, group_by_length=None, predict_split_name="test", **changes,
+    )  # fmt: skip
+    assert evaluate.main(arguments) == 0
+    return {row["id"]: row["prediction"] for row in rows(output / "predictions.jsonl")}
+
+
 def test_scoring_by_seconds_gives_the_same_predictions(recognition, corpus, tmp_path):
     predictions, padding = [], []
     by_seconds = {"max_eval_batch_seconds": 2.5, "per_device_eval_batch_size": None}
     for size in ({"per_device_eval_batch_size": 5}, by_seconds):
         output = tmp_path / str(len(padding))
-        arguments = flags(
-            corpus, output, None, model_name_or_path=recognition, config_name=None, task="mls", do_train=None,
-            do_eval=None, freeze_feature_encoder=None, per_device_train_batch_size=None, max_steps=None,
-            learning_rate=None, logging_steps=None, group_by_length=None, max_buckets=2, predict_split_name="test",
-            **size,
-        )  # fmt: skip
-        assert evaluate.main(arguments) == 0
-        predictions.append({row["id"]: row["prediction"] for row in rows(output / "predictions.jsonl")})
+        predictions.append(predictions_of(recognition, corpus, output, **size))
         padding.append(json.loads((output / "results.json").read_text())["padding"])
     assert predictions[0] == predictions[1] and padding[0] != padding[1]
+
+
+def test_transcripts_are_searched_with_as_many_beams_as_are_asked_for(recognition, corpus, tmp_path, rng):
+    lively = shutil.copytree(recognition, tmp_path / "lively")
+    weights = parameters(lively)
+    for name in ("lm_head.weight", "lm_head.bias"):  # so that not all is blank
+        weights[name] = rng.standard_normal(weights[name].shape).astype(np.float32)
+    save_file(weights, lively / "model.safetensors", metadata={"format": "pt"})
+    found = {beams: predictions_of(lively, corpus, tmp_path / str(beams), ctc_beams=beams) for beams in (1, 8)}
+    assert found[1] != found[8] and any(found[1].values())
+    clips = saved_clips(corpus, tmp_path)
+    for beams in (1, 8):
+        assert transcribe(lively, list(clips.values()), beams=beams) == [found[beams][name] for name in clips]
+    with pytest.raises(InputError, match="beams is 0"):
+        transcribe(lively, list(clips.values()), beams=0)
+
+
+def saved_clips(corpus, folder) -> dict[str, Path]:
+    """Some clips of the test split as files: id -> path."""
+    import pyarrow.parquet as pq
+
+    paths = {}
+    for row in pq.read_table(corpus / "mls.all" / "test.parquet").to_pylist()[:5]:
+        path = folder / Path(row["audio"]["path"]).name
+        path.write_bytes(row["audio"]["bytes"])
+        paths[f"test/{path.name}"] = path
+    return paths
 
 
 def test_the_python_surface(recognition, corpus, tmp_path):
@@ -125,15 +157,9 @@ def test_the_python_surface(recognition, corpus, tmp_path):
     alone = model(raw[1:, :5000].astype(np.float32) / 32768)
     np.testing.assert_allclose(output.logits[1, :15], alone.logits[0], atol=1e-4)
 
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(corpus / "mls.all" / "test.parquet").to_pylist()
-    paths = []
-    for row in table[:5]:
-        paths.append(tmp_path / Path(row["audio"]["path"]).name)
-        paths[-1].write_bytes(row["audio"]["bytes"])
+    clips = saved_clips(corpus, tmp_path)
     expected = {row["id"]: row["prediction"] for row in rows(recognition / "predictions.jsonl")}
-    assert transcribe(model, paths) == [expected[f"test/{path.name}"] for path in paths]
+    assert transcribe(model, list(clips.values())) == [expected[name] for name in clips]
 
 
 def test_transformers_loads_what_comes_out(recognition):

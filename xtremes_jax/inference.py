@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from xtremes_jax.data import audio
 from xtremes_jax.data.collate import as_type
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.decode import collapse, to_sentences, to_text
+from xtremes_jax.evaluation.decode import to_sentences, to_text
 from xtremes_jax.loading import Model, Translator, load_model
+from xtremes_jax.models import decode_ctc
+
+_decode = jax.jit(decode_ctc, static_argnames=("blank", "beams"))
 
 _QUANTUM = 16_000
 """Clips are padded to whole seconds, so that few lengths are compiled."""
@@ -20,20 +24,23 @@ def transcribe(
     audio_files: str | Path | bytes | Iterable[str | Path | bytes],
     *,
     batch_size: int = 8,
+    beams: int = 1,
 ) -> list[str]:
-    """Transcribes audio files by greedy CTC decoding.
+    """Transcribes audio files by CTC decoding: the best path, or with several beams prefix beam search.
 
     Args:
         model_or_path: from `load_model`, or what it takes.
         audio_files: paths or contents of audio files (WAV, FLAC, OGG, Opus, MP3, SPHERE), of any rate and channels; one
             alone is taken as a list of one.
         batch_size: clips computed at a time; clips of about one length go together.
+        beams: of the search, as `--ctc_beams`.
 
     Returns:
         One transcript a file, in the order given.
 
     Raises:
-        InputError: a file cannot be read (it is named), or the model has no CTC head or no tokenizer.
+        InputError: a file cannot be read (it is named), the model has no CTC head or no tokenizer, or `beams` is no
+            whole number of at least 1.
     """
     model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
     if isinstance(model, Translator):
@@ -43,10 +50,14 @@ def transcribe(
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
 
+    if not isinstance(beams, int) or beams < 1:
+        raise InputError(f"beams is {beams!r}; it must be a whole number of at least 1.")
+
     def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
         output = model(audio, lengths)
-        ids = np.asarray(output.logits).argmax(axis=-1)
-        return to_text(model.tokenizer, collapse(ids, np.asarray(output.logit_lengths), model.config.pad_token_id))
+        found = _decode(output.logits, output.logit_lengths, blank=model.config.pad_token_id, beams=beams)
+        rows = zip(np.asarray(found.tokens).tolist(), np.asarray(found.lengths).tolist(), strict=True)
+        return to_text(model.tokenizer, [tokens[:count] for tokens, count in rows])
 
     return _in_batches(text_of, audio_files, batch_size)
 

@@ -60,6 +60,7 @@ class Scorer:
             objective=network.objective,
             mesh=network.mesh,
             generation=network.generation,
+            ctc_beams=self.arguments.training.ctc_beams,
         )
 
     def _make_loader(self, split: PreparedSplit) -> EvalLoader:

@@ -1,4 +1,4 @@
-"""Greedy decoding against Transformers' own tokenizer, frame by frame."""
+"""The text of decoded tokens against Transformers' own tokenizer, which decodes frame by frame."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import Wav2Vec2CTCTokenizer
 
-from xtremes_jax.evaluation.decode import collapse, to_text
+from xtremes_jax.evaluation.decode import to_text
 
 
 def make_tokenizer(folder, **options) -> Wav2Vec2CTCTokenizer:
@@ -30,31 +30,10 @@ def random_frames(rng, tokens: int, rows: int = 8, frames: int = 60):
     return ids, lengths
 
 
-def test_repeats_merge_before_blanks_go():
-    ids = np.array([[1, 1, 0, 1, 2, 2], [0, 0, 3, 3, 3, 0], [5, 5, 5, 5, 5, 5]])
-    assert collapse(ids, np.array([6, 6, 2]), blank=0) == [[1, 1, 2], [3], [5]]
-
-
-def test_frames_past_the_length_do_not_count():
-    assert collapse(np.array([[1, 2, 3], [1, 2, 3]]), np.array([0, 1]), blank=9) == [[], [1]]
-    assert collapse(np.zeros((2, 0), np.int32), np.array([0, 0]), blank=9) == [[], []]
-
-
-def test_collapse_leaves_its_input_alone(rng):
-    ids, lengths = random_frames(rng, 5)
-    before = ids.copy()
-    collapse(ids, lengths, blank=4)
-    np.testing.assert_array_equal(ids, before)
-
-
-@pytest.mark.parametrize("blank", [0, 2, 4])
-def test_collapse_equals_grouping_row_by_row(rng, blank):
-    ids, lengths = random_frames(rng, 5, rows=30)
-    expected = [
-        [int(token) for token, _ in itertools.groupby(row[:length]) if token != blank]
-        for row, length in zip(ids, lengths, strict=True)
-    ]
-    assert collapse(ids, lengths, blank) == expected
+def collapsed(ids, lengths, blank: int) -> list[list[int]]:
+    """Repeats merged, and then blanks removed."""
+    rows = zip(ids.tolist(), lengths.tolist(), strict=True)
+    return [[token for token, _ in itertools.groupby(row[:length]) if token != blank] for row, length in rows]
 
 
 @pytest.mark.parametrize("options", [{}, {"do_lower_case": True}, {"replace_word_delimiter_char": "_"}])
@@ -62,7 +41,7 @@ def test_text_equals_batch_decode_of_the_frames(rng, tmp_path, options):
     tokenizer = make_tokenizer(tmp_path, **options)
     ids, lengths = random_frames(rng, len(tokenizer.encoder), rows=40)
     expected = tokenizer.batch_decode([row[:length] for row, length in zip(ids, lengths, strict=True)])
-    assert to_text(tokenizer, collapse(ids, lengths, tokenizer.pad_token_id)) == expected
+    assert to_text(tokenizer, collapsed(ids, lengths, tokenizer.pad_token_id)) == expected
 
 
 def test_text_of_labels_equals_batch_decode_without_grouping(rng, tmp_path):

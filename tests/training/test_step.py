@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.models import PRESETS, build_model, decays, flatten_params, split_params, to_huggingface
-
-from xtremes_jax.models import is_feature_encoder, unflatten_params  # isort: skip
+from xtremes_jax.models import (
+    PRESETS,
+    build_model,
+    decays,
+    decode_ctc,
+    flatten_params,
+    is_feature_encoder,
+    split_params,
+    to_huggingface,
+    unflatten_params,
+)
 from xtremes_jax.training.losses import Objective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule
 from xtremes_jax.training.sharding import batch_sharding, make_mesh, tree_sharding
 from xtremes_jax.training.state import create_state
-from xtremes_jax.training.step import make_eval_step, make_train_step, step_randomness
+from xtremes_jax.training.step import join, make_eval_step, make_train_step, step_randomness
 
 QUIET = dict(
     hidden_dropout=0.0, activation_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
@@ -221,8 +229,22 @@ def test_evaluation_equals_the_model_and_ignores_fillers(rng):
     full = evaluate(run.state.trainable, run.state.frozen, batch)
     half = evaluate(run.state.trainable, run.state.frozen, batch._replace(weight=np.array([1, 0, 1, 0], np.float32)))
     assert float(full.weight) == 4 and float(half.weight) == 2 and 0 < float(half.loss_sum) < float(full.loss_sum)
-    np.testing.assert_array_equal(full.lengths, config.num_frames(batch.audio_lengths))
-    assert full.ids.shape == (4, config.num_frames(9000))
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_evaluation_writes_the_transcripts_of_the_search_that_is_asked_for(rng, beams):
+    config = tiny("ctc")
+    run = Run(config)
+    run.state.trainable["lm_head.kernel"] *= 20  # so that not all is blank
+    batch = make_batch(rng, config)
+    options = dict(graphdef=run.graphdef, objective=objective_of(config), mesh=run.mesh)
+    evaluate = make_eval_step(**options, **({} if beams == 1 else {"ctc_beams": beams}))
+    got = evaluate(run.state.trainable, run.state.frozen, batch)
+    output = join(run.graphdef, run.state.trainable, run.state.frozen)(batch.audio, batch.audio_lengths)
+    wanted = decode_ctc(output.logits, output.logit_lengths, blank=10, beams=beams)
+    np.testing.assert_array_equal(got.ids, wanted.tokens)
+    np.testing.assert_array_equal(got.lengths, wanted.lengths)
+    assert got.ids.shape == (4, config.num_frames(9000)) and got.lengths.max() > 1
 
 
 def test_draws_depend_on_the_clip_and_not_on_its_place():

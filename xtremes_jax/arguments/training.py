@@ -102,6 +102,14 @@ class TrainingArguments:
         below=1,
         needs=("train", "translation"),
     )
+    ctc_beams: int = flag(
+        1,
+        "Beams of CTC prefix beam search for a transcript, without a language model; 1 takes the likeliest token of "
+        "each frame, as the reference script does (ours).",
+        at_least=1,
+        scoring=True,
+        needs=("scores", "ctc"),
+    )
     predict_with_generate: bool | None = flag(
         None,
         "Score what the model writes by itself, as BLEU needs it (unset: yes; cannot be switched off in translation).",

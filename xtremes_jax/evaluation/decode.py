@@ -1,40 +1,17 @@
-"""From token ids to text: greedy CTC decoding of the most likely token of each frame, and a decoder's sentences."""
+"""From token ids to text: those of CTC decoding, and a decoder's sentences."""
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-
-def collapse(ids: np.ndarray, lengths: np.ndarray, blank: int) -> list[list[int]]:
-    """Merges repeats and removes blanks, in that order (Graves et al. 2006, section 3.1).
-
-    Args:
-        ids: `[batch, frames]` most likely token of each frame.
-        lengths: `[batch]` number of frames that count; what comes later is padding.
-        blank: id of the CTC blank.
-
-    Returns:
-        One list of token ids a row; empty for a row of length 0.
-    """
-    ids, lengths = np.asarray(ids), np.asarray(lengths)
-    keep = ids != blank
-    keep[:, 1:] &= ids[:, 1:] != ids[:, :-1]
-    keep &= np.arange(ids.shape[1]) < lengths[:, None]
-    ends = np.cumsum(keep.sum(axis=1))
-    # One list for the whole batch, then cut into rows: far fewer calls than a list a row.
-    tokens = ids[keep].tolist()
-    return [tokens[end - count : end] for end, count in zip(ends.tolist(), keep.sum(axis=1).tolist(), strict=True)]
-
 
 def to_text(tokenizer, ids: Iterable[Iterable[int]]) -> list[str]:
-    """The text of collapsed token ids, as `Wav2Vec2CTCTokenizer.batch_decode` would give it for the frames.
+    """The text of decoded token ids, as `Wav2Vec2CTCTokenizer.batch_decode` would give it for the frames.
 
     As in the reference script, special tokens other than the padding token stay in the text: a predicted `[UNK]` reads
     "[UNK]". Spaces are those the model put, the ends stripped; punctuation is not tidied up.
 
     Args:
         tokenizer: a `Wav2Vec2CTCTokenizer`, or what has its names, whose padding token is the blank.
-        ids: lists of token ids without repeats to merge, such as those of `collapse`; or label ids.
+        ids: lists of token ids without repeats to merge, such as those of `models.decode_ctc`; or label ids.
     """
     # The vocabulary itself comes before added tokens of the same id, as in the tokenizer's own decoding.
     pieces = {index: token for token, index in tokenizer.get_added_vocab().items()}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.decode import collapse, to_sentences, to_text
+from xtremes_jax.evaluation.decode import to_sentences, to_text
 from xtremes_jax.evaluation.metrics import Scores, score
 from xtremes_jax.tasks import TaskSpec
 
@@ -80,7 +80,7 @@ def score_split(
     label_names: Sequence[str] | None = None,
     per_language: bool = True,
 ) -> ScoredSplit:
-    """Decodes argmax ids, or a decoder's generated ones, and scores them as the XTREME-S metric does.
+    """Turns predicted ids into text or names of classes, and scores them as the XTREME-S metric does.
 
     Clips whose ids are missing (they could not be decoded) are left out here; the loader has listed them.
 
@@ -101,7 +101,7 @@ def score_split(
         raise InputError("There is no clip to score: none of the split could be read. See skipped.jsonl.")
     raw = [ids[int(sample_ids[i])] for i in kept]
     if task.kind == "ctc":
-        hypotheses = _transcripts(raw, tokenizer)
+        hypotheses = to_text(tokenizer, [row.tolist() for row in raw])
     elif task.kind == "translation":
         hypotheses = to_sentences(tokenizer, raw)
     else:
@@ -127,12 +127,3 @@ def score_split(
         for i, hypothesis in zip(kept, hypotheses, strict=True)
     ]
     return ScoredSplit(metrics, rows, scores)
-
-
-def _transcripts(raw: Sequence[np.ndarray], tokenizer) -> list[str]:
-    """Best paths of ragged lengths to text."""
-    lengths = np.array([len(path) for path in raw], np.int64)
-    padded = np.full((len(raw), max(1, lengths.max(initial=0))), tokenizer.pad_token_id, np.int64)
-    for row, path in enumerate(raw):
-        padded[row, : len(path)] = path
-    return to_text(tokenizer, collapse(padded, lengths, tokenizer.pad_token_id))

@@ -3,6 +3,7 @@
 from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
+from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
 from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
 from xtremes_jax.models.generation_config import GenerationConfig
@@ -35,12 +36,14 @@ __all__ = [
     "Report",
     "SpeechModel",
     "TRANSLATION_MODEL_TYPE",
+    "Transcripts",
     "TranslationConfig",
     "TranslationModel",
     "TranslationOutput",
     "abstract_model",
     "build_model",
     "decays",
+    "decode_ctc",
     "flatten_params",
     "from_encoder_and_decoder",
     "from_huggingface",

@@ -10,7 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.models import GenerationConfig, Randomness, generate_from_hidden, merge, unflatten_params
+from xtremes_jax.models import (
+    GenerationConfig,
+    Randomness,
+    decode_ctc,
+    generate_from_hidden,
+    merge,
+    unflatten_params,
+)
 from xtremes_jax.training.accumulation import accumulate, split_micro_batches
 from xtremes_jax.training.contrastive import LARGEST_LOGIT_SCALE, pair_value_and_grad
 from xtremes_jax.training.losses import Objective, PairObjective
@@ -39,10 +46,10 @@ class Prediction(NamedTuple):
     """What evaluation needs of a batch: predicted ids, already on few bytes, and the loss sum."""
 
     ids: Int[Array, "batch ..."]
-    """CTC: `[batch, frames]` token ids of the best path; classification: `[batch]` class ids; translation:
-    `[batch, tokens]` token ids of what the model has written."""
+    """CTC: `[batch, frames]` token ids, without blanks and from the front on; classification: `[batch]` class ids;
+    translation: `[batch, tokens]` token ids of what the model has written."""
     lengths: Int[Array, " batch"]
-    """Valid frames or tokens of each row; 1 for classification."""
+    """Tokens of each row that count; 1 for classification."""
     loss_sum: Float[Array, ""]
     weight: Float[Array, ""]
     """What the mean loss is the mean over: clips, and in translation tokens."""
@@ -193,7 +200,12 @@ def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Float[Array, "batc
 
 
 def make_eval_step(
-    *, graphdef, objective: Objective, mesh: Mesh, generation: GenerationConfig | None = None
+    *,
+    graphdef,
+    objective: Objective,
+    mesh: Mesh,
+    generation: GenerationConfig | None = None,
+    ctc_beams: int = 1,
 ) -> Callable[..., Prediction]:
     """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Prediction`, free of randomness.
 
@@ -202,6 +214,7 @@ def make_eval_step(
         objective: the loss; label smoothing, a device of training, is left out.
         mesh: the device mesh.
         generation: how a translation is searched for.
+        ctc_beams: of the search for a transcript, as `models.decode_ctc` takes them.
     """
     objective = dataclasses.replace(objective, label_smoothing=0.0)
 
@@ -210,8 +223,12 @@ def make_eval_step(
         if objective.kind == "translation":
             return _translate(model, objective, batch, generation)
         output = run_model(model, objective, batch)
-        ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
-        lengths = jnp.ones_like(batch.label_lengths) if output.logit_lengths is None else output.logit_lengths
+        if objective.kind == "ctc":
+            found = decode_ctc(output.logits, output.logit_lengths, blank=objective.blank, beams=ctc_beams)
+            ids, lengths = found.tokens, found.lengths
+        else:
+            ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
+            lengths = jnp.ones_like(batch.label_lengths)
         return Prediction(ids, lengths, objective.loss_sum(output, batch), objective.count(batch))
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
