@@ -244,6 +244,15 @@ def test_no_room_and_front_ends_that_train_are_refused(corpus, tmp_path, monkeyp
     assert "--cache_frontend needs 0.00 GiB more in" in error and "--frontend_cache_dir" in error
 
 
+def test_several_processes_are_refused_before_anything_is_looked_for(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(train, "starting_point", lambda *_, **__: pytest.fail("a model is downloaded"))
+    arguments = flags(corpus, tmp_path / "run", "mls.all", **EPOCHS, cache_frontend=True)
+    assert train.main(arguments) == 2
+    assert "--cache_frontend works in one process, and this run has 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_pairs_for_retrieval_in_micro_batches(tmp_path, decoded):
     corpus = write_retrieval_corpus(tmp_path / "corpus")
     changes = dict(

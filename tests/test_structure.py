@@ -12,17 +12,16 @@ from xtremes_jax.arguments.parse import FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "xtremes_jax"
-ROOMS = ("models", "data", "training", "evaluation")
-LEAVES = {"batch", "errors", "tasks", "arguments"}
 
 MAY_IMPORT = {
     "batch": set(),
     "errors": set(),
+    "processors": set(),
     "tasks": {"errors"},
     "arguments": {"errors", "tasks"},
     "models": {"errors", "batch"},
-    "data": {"errors", "batch", "tasks", "arguments"},
-    "training": {"errors", "batch", "models"},
+    "data": {"errors", "batch", "processors", "tasks", "arguments"},
+    "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
     "hub": {"errors", "batch", "models"},
     "model_card": {"errors"},

@@ -12,11 +12,12 @@ import numpy as np
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.data.buckets import LABEL_MULTIPLE
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.data.pairs import Pairs, find_pairs
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, check_skipped, prepare, without, write_skipped
 from xtremes_jax.data.sources import RawSplit, SplitRequest, load_distractors, load_splits
 from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
-from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean, unlisted_ignored
+from xtremes_jax.data.text import build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import DecoderConfig, ModelConfig
 from xtremes_jax.run_directory import SKIPPED
@@ -32,7 +33,8 @@ class Corpus:
     splits: dict[str, PreparedSplit]
     """By role: "train", "eval", "predict", as far as the run needs them."""
     tokenizer: object | None
-    """`Wav2Vec2CTCTokenizer` of recognition, whose padding token is the CTC blank; of translation the decoder's."""
+    """Of recognition a `Wav2Vec2CTCTokenizer` or `CharacterTokenizer`, whose padding token is the CTC blank; of
+    translation the decoder's."""
     label_names: list[str] | None
     """Names of the classes by class id, of a classification run."""
     synthetic: bool
@@ -222,7 +224,7 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     tokens = {name: getattr(data, name) for name in ("unk_token", "pad_token", "word_delimiter_token")}
     vocabulary = build_vocabulary(texts, **tokens)
     logger.info("Vocabulary of %d characters and tokens, from the transcripts of all splits in use", len(vocabulary))
-    return build_tokenizer(vocabulary, **tokens)
+    return CharacterTokenizer(vocabulary, **tokens)
 
 
 def _subword_tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):

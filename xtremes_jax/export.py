@@ -14,6 +14,7 @@ from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.model_card import CardFacts, model_card
 from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
 from xtremes_jax.starting import StartingPoint
@@ -26,7 +27,7 @@ _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dat
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
     """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`."""
     params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
-    names, config = corpus.label_names, network.config
+    names, tokenizer, config = corpus.label_names, corpus.tokenizer, network.config
     translation = isinstance(config, TranslationConfig)
     if not translation and config.head == "retrieval":
         config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
@@ -34,7 +35,7 @@ def export_run(directory: Path, network: Network, arguments: Arguments, corpus: 
         directory,
         tensors=to_huggingface(unflatten_params(params), network.config),
         config=config.to_huggingface(**({} if translation else {"label_names": names})),
-        tokenizer=corpus.tokenizer,
+        tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
         preprocessor=start.preprocessor,
         id2label=None if names is None else dict(enumerate(names)),
         model_card=model_card(_facts(directory, arguments, corpus, {}, start)),

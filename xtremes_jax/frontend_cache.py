@@ -174,6 +174,19 @@ class CachedBatches(Iterator[LoadedBatch]):
         self._stream.close()
 
 
+def check_process_count(arguments: Arguments) -> None:
+    """Refuses a run of several processes: each would need frames that others have made.
+
+    Raises:
+        InputError: `--cache_frontend` is given in one.
+    """
+    if arguments.model.cache_frontend and jax.process_count() > 1:
+        raise InputError(
+            f"--cache_frontend works in one process, and this run has {jax.process_count()}: each would need frames "
+            "that others have made. Drop the flag."
+        )
+
+
 def open_frontend_cache(
     arguments: Arguments, split: PreparedSplit, network: Network, state: TrainState, shapes: Sequence[Batch]
 ) -> FrontendCache:
@@ -187,13 +200,8 @@ def open_frontend_cache(
         shapes: of the batches to come: the front end is compiled for them ahead.
 
     Raises:
-        InputError: the front end is trained; there are several processes; or the store cannot be made, or has no room.
+        InputError: the front end is trained; or the store cannot be made, is in use, or has no room.
     """
-    if jax.process_count() > 1:
-        raise InputError(
-            f"--cache_frontend works in one process, and this run has {jax.process_count()}: each would need frames "
-            "that others have made. Drop the flag."
-        )
     encoder = _encoder(network.config)
     capacities = np.asarray(encoder.num_frames(split.num_samples + RESAMPLER_SLACK), np.int64)
     folder = _folder(arguments) / store_name(arguments, encoder, split, state)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
-from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.data.loader import EvalLoader
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
@@ -23,6 +24,7 @@ from xtremes_jax.evaluation.report import write_arrays, write_json, write_jsonl
 from xtremes_jax.evaluation.retrieval import Clips, score_retrieval, with_keys
 from xtremes_jax.tasks import is_key_language
 from xtremes_jax.training import sharding
+from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.step import make_embed_step, make_eval_step
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def make_scorer(arguments: Arguments, network: Network, corpus: Corpus, role: st
 
 
 class Scorer:
-    """Scores one split, any number of times; compiled once for each of its bucket lengths.
+    """Scores one split, any number of times; compiled once for each of its bucket lengths, ahead where it can be.
 
     Args:
         arguments: of the run.
@@ -48,7 +50,8 @@ class Scorer:
     def __init__(self, arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips):
         self.arguments, self.corpus, self.role = arguments, corpus, role
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
-        self._step = self._make_step(network)
+        step = self._make_step(network)
+        self._step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
         self._loader = self._make_loader(self.split)
 
     def _make_step(self, network: Network):
@@ -78,11 +81,25 @@ class Scorer:
             **size,
         )
 
+    def compile_ahead(self, after: CompiledAhead | None = None) -> None:
+        """Has all programs of the split compiled in the background: by `after`'s threads, when its own are done."""
+        self._step.announce(self._shapes(), after)
+
+    def _shapes(self) -> list[Batch]:
+        return self._loader.shapes()
+
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
-        """Hypotheses and scores of the split with these parameters."""
+        """Hypotheses and scores of the split with these parameters.
+
+        Raises:
+            InputError: nothing of it could be read.
+            CompilationFailed: the program for one of its batches cannot be compiled.
+        """
         begun = time.perf_counter()
         self._audio_seconds = self._padded_seconds = 0.0
-        scored = self._score(trainable, frozen)
+        with self._step:
+            self.compile_ahead()  # what no one has asked for yet
+            scored = self._score(trainable, frozen)
         scored.metrics["runtime"] = time.perf_counter() - begun
         scored.metrics["padding"] = 1.0 - self._audio_seconds / self._padded_seconds
         return scored
@@ -131,6 +148,14 @@ class RetrievalScorer(Scorer):
     def _make_step(self, network: Network):
         return make_embed_step(graphdef=network.graphdef, mesh=network.mesh)
 
+    @cached_property
+    def _distractors(self) -> EvalLoader | None:
+        extra = self.corpus.distractors
+        return None if extra is None else self._make_loader(extra)
+
+    def _shapes(self) -> list[Batch]:
+        return super()._shapes() + ([] if self._distractors is None else self._distractors.shapes())
+
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         clips = self._embed(self.split, self._loader, trainable, frozen)
         key_language = self.arguments.data.key_language
@@ -141,7 +166,7 @@ class RetrievalScorer(Scorer):
         unscored = len(self.split.skipped) + len(self.split) - len(clips.names) + len(alone.names)
         extra = self.corpus.distractors
         if extra is not None:
-            found = self._embed(extra, self._make_loader(extra), trainable, frozen)
+            found = self._embed(extra, self._distractors, trainable, frozen)
             found = dataclasses.replace(found, sample_ids=[-1] * len(found.names))
             keys, clips = keys.join(found), clips.join(found)
         scored = score_retrieval(

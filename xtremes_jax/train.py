@@ -14,29 +14,20 @@ import jax
 
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, describe, parse_arguments, steps_between
-from xtremes_jax.assembly import (
-    Network,
-    Optimization,
-    assemble,
-    make_optimization,
-    make_train_loader,
-    model_config,
-    run_length,
-)
+from xtremes_jax.assembly import Network, Optimization, assemble, model_config
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
+from xtremes_jax.course import Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
-from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
-from xtremes_jax.frontend_cache import open_frontend_cache, shapes_on_frames
-from xtremes_jax.resuming import Best, find_checkpoint, labels_of, resume
+from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
+from xtremes_jax.resuming import labels_of, resume
 from xtremes_jax.run_directory import RECORD, RunDirectory
 from xtremes_jax.run_record import write_record
 from xtremes_jax.scoring import Scorer, make_scorer, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.startup import StartUp, process_begun
 from xtremes_jax.training.ahead import CompiledAhead
-from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
 from xtremes_jax.training.signals import StopRequest
@@ -67,6 +58,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
+    check_process_count(arguments)
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
     with directory, StopRequest() as stop:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
@@ -97,7 +89,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
                 results = {}
             # A record is of a finished run: see score.py.
             (directory.path / RECORD).unlink(missing_ok=True)
-            state, trained = train(arguments, network, corpus, scorers.get("eval"), directory, skipped, stop, startup)
+            state, trained = train(arguments, network, corpus, scorers, directory, skipped, stop, startup)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
             write_json(directory.path / "train_results.json", trained)
@@ -122,7 +114,7 @@ def train(
     arguments: Arguments,
     network: Network,
     corpus: Corpus,
-    scorer: Scorer | None,
+    scorers: dict[str, Scorer],
     directory: RunDirectory,
     skipped: SkippedClips,
     stop: StopRequest,
@@ -136,84 +128,76 @@ def train(
     Raises:
         Interrupted: a signal came; the state is saved.
     """
-    training = arguments.training
-    loader = make_train_loader(arguments, corpus, network.mesh)
-    total_steps = run_length(arguments, loader.steps_per_epoch)
-    optimization = make_optimization(arguments, network, total_steps)
-    best = Best()
-    checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
-    source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
-    cached = arguments.model.cache_frontend and begin < total_steps
-    with make_step(arguments, network, optimization) as step, ExitStack() as resources:
-        # Compiled while the state is read or made and the loader warms up.
-        shapes = loader.shapes(begin, total_steps - begin)
-        step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
-        state, owed = resume(arguments, corpus, source, begin, checkpoints, optimization, network, best)
-        cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
-        if cache is not None:
-            resources.callback(cache.close)
-        log = RunLog(
-            directory.path,
-            tensorboard_dir=tensorboard_folder(arguments, directory) if training.report_to else None,
-            resume_step=begin,
-        )
-        bar = console.Bar(total=total_steps, start=begin, hidden=training.disable_tqdm)
-        batches = loader.iterate(begin) if cache is None else cache.batches(loader, begin)
-        startup.mark("state")
-        try:
-            with jax.set_mesh(network.mesh), stop.deferred():
-                state, report = fit(
-                    state,
-                    start_step=begin,
-                    train_step=step if cache is None else cache.wrap(step),
-                    batches=batches,
-                    schedule=make_timetable(arguments, total_steps),
-                    hooks=make_hooks(
-                        arguments, corpus, log, bar, scorer, checkpoints, skipped, best,
-                        started=lambda report: startup.first_step(report, step),
-                    ),
-                    stop=stop,
-                    epoch_of=lambda done: (done / loader.steps_per_epoch, done % loader.steps_per_epoch == 0),
-                    owed=owed and scorer is not None,
-                )  # fmt: skip
-        finally:
-            batches.close()
-            bar.close()
-            log.close()
-            checkpoints.wait()
+    course = make_course(arguments, network, corpus, directory)
+    with make_step(arguments, network, course.optimization) as step:
+        state, report = run_loop(arguments, network, corpus, course, step, scorers, directory, skipped, stop, startup)
     if report.interrupted:
-        checkpoints.close()
+        course.checkpoints.close()
         stop.check()
-    results = train_results(report, state, loader, step, best) | startup.results()
+    results = train_results(report, state, course, step) | startup.results()
     results["train_samples"] = len(corpus.splits["train"])
     if not report.steps:
-        logger.info("The run is finished: all its %d steps are done.", total_steps)
+        logger.info("The run is finished: all its %d steps are done.", course.total_steps)
         results |= read_results(directory.path, "train_results.json")
-    if training.load_best_model_at_end:
-        state = go_back_to_best(training.metric_for_best_model, best, state, checkpoints, optimization)
-    checkpoints.close()
+    if arguments.training.load_best_model_at_end:
+        state = go_back_to_best(arguments.training.metric_for_best_model, course, state)
+    course.checkpoints.close()
     return state, results
 
 
-def go_back_to_best(
-    metric: str, best: Best, state: TrainState, checkpoints: Checkpoints, optimization: Optimization
-) -> TrainState:
-    """The best checkpoint's state in place of the last one, if there is a better one."""
-    if best.step is None:
-        logger.warning("--load_best_model_at_end: no checkpoint was scored, so the run ends with its last parameters.")
-        return state
-    if best.step == int(state.step):
-        return state
-    if best.step not in checkpoints.steps():
-        logger.warning(
-            "--load_best_model_at_end: the best checkpoint (step %d, %s %.4f) is no longer in %s, so the run ends with "
-            "its last parameters.", best.step, metric, best.score, checkpoints.directory,
+def run_loop(
+    arguments: Arguments,
+    network: Network,
+    corpus: Corpus,
+    course: Course,
+    step: CompiledAhead,
+    scorers: dict[str, Scorer],
+    directory: RunDirectory,
+    skipped: SkippedClips,
+    stop: StopRequest,
+    startup: StartUp,
+) -> tuple[TrainState, FitReport]:
+    """Makes or restores the state and runs the loop on it; programs are compiled meanwhile."""
+    begin, total_steps, checkpoints = course.begin, course.total_steps, course.checkpoints
+    cached = arguments.model.cache_frontend and begin < total_steps
+    with ExitStack() as resources:
+        # Compiled while the state is read or made and the loader warms up.
+        shapes = course.loader.shapes(begin, total_steps - begin)
+        step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
+        state, owed = resume(arguments, corpus, course, network)
+        cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
+        if cache is not None:
+            resources.callback(cache.close)
+        for scorer in scorers.values():
+            scorer.compile_ahead(step)  # after those, as these are needed later
+        resources.callback(checkpoints.wait)
+        log = RunLog(
+            directory.path,
+            tensorboard_dir=tensorboard_folder(arguments, directory) if arguments.training.report_to else None,
+            resume_step=begin,
+        )
+        resources.callback(log.close)
+        bar = console.Bar(total=total_steps, start=begin, hidden=arguments.training.disable_tqdm)
+        resources.callback(bar.close)
+        batches = course.loader.iterate(begin) if cache is None else cache.batches(course.loader, begin)
+        resources.callback(batches.close)
+        hooks = make_hooks(
+            arguments, corpus, course, log, bar, scorers.get("eval"), skipped,
+            started=lambda report: startup.first_step(report, step),
         )  # fmt: skip
-        return state
-    logger.info("Going back to the best checkpoint: step %d, %s %.4f", best.step, metric, best.score)
-    # Freed first, so that two states are never held at once.
-    jax.tree.map(lambda array: array.delete(), state)
-    return checkpoints.restore(best.step, optimization.abstract_state)[0]
+        startup.mark("state")
+        with jax.set_mesh(network.mesh), stop.deferred():
+            return fit(
+                state,
+                start_step=begin,
+                train_step=step if cache is None else cache.wrap(step),
+                batches=batches,
+                schedule=make_timetable(arguments, total_steps),
+                hooks=hooks,
+                stop=stop,
+                epoch_of=course.epoch_of,
+                owed=owed and "eval" in scorers,
+            )
 
 
 def read_results(directory: Path, name: str = "all_results.json") -> dict[str, Any]:
@@ -271,15 +255,14 @@ def tensorboard_folder(arguments: Arguments, directory: RunDirectory) -> Path:
 def make_hooks(
     arguments: Arguments,
     corpus: Corpus,
+    course: Course,
     log: RunLog,
     bar: console.Bar,
     scorer: Scorer | None,
-    checkpoints: Checkpoints,
     skipped: SkippedClips,
-    best: Best,
     started: Callable[[FitReport], None],
 ) -> Hooks:
-    """What the loop does besides steps. `best` is kept up to date."""
+    """What the loop does besides steps. The course's `best` is kept up to date."""
     training, task = arguments.training, arguments.selection.task
 
     def evaluate(state: TrainState, step: int, epoch: float) -> float | None:
@@ -290,15 +273,15 @@ def make_hooks(
 
     def save(state: TrainState, step: int, score: float | None, owed: bool) -> None:
         # Only what is saved can be gone back to, so only that can be best.
-        best.offer(step, score, training.greater_is_better)
+        course.best.offer(step, score, training.greater_is_better)
         progress = {
-            "best": dataclasses.asdict(best),
+            "best": dataclasses.asdict(course.best),
             "arguments": describe(arguments),
             "labels": labels_of(corpus),
             "devices": jax.device_count(),
             "evaluation_owed": owed,
         }
-        checkpoints.save(step, state, progress)
+        course.checkpoints.save(step, state, progress)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
         log.write("train", step, epoch, values)
@@ -307,12 +290,11 @@ def make_hooks(
     return Hooks(log=write_log, evaluate=evaluate, save=save, skipped=skipped.add, advance=bar.advance, started=started)
 
 
-def train_results(
-    report: FitReport, state: TrainState, loader: TrainLoader, step: CompiledAhead, best: Best
-) -> dict[str, Any]:
+def train_results(report: FitReport, state: TrainState, course: Course, step: CompiledAhead) -> dict[str, Any]:
     """What `train_results.json` holds: Transformers' names where it has one, and what the loop measured."""
+    best = course.best
     results: dict[str, Any] = {
-        "epoch": int(state.step) / loader.steps_per_epoch,
+        "epoch": course.epoch_of(int(state.step))[0],
         "train_loss": report.loss_sum / report.logged_steps if report.logged_steps else None,
         "train_runtime": report.runtime,
         "train_compile_seconds": report.compile_seconds,
@@ -326,7 +308,7 @@ def train_results(
         "train_data_wait": report.wait_seconds / report.steady_seconds,
         "train_compilations": len(step.programs),
         "train_compilations_cached": step.cached,
-        "train_buckets": len(loader.edges),
+        "train_buckets": len(course.loader.edges),
         "train_skipped_updates": int(state.skipped_updates),
     }
     return results | ({"best_step": best.step, "best_score": best.score} if best.step is not None else {})

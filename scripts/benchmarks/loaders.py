@@ -24,9 +24,10 @@ import soxr
 from xtremes_jax.arguments import DataArguments
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data import audio
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.data.prepare import PreparedSplit, prepare
 from xtremes_jax.data.sources import SplitRequest, load_splits
-from xtremes_jax.data.text import build_tokenizer, build_vocabulary, clean
+from xtremes_jax.data.text import build_vocabulary, clean
 from xtremes_jax.tasks import select_task
 
 SIDES = ("ours", "torch")
@@ -64,7 +65,7 @@ def prepared(source: Source) -> PreparedSplit:
     texts = [clean(text, data.chars_to_ignore) for text in raw.targets() if text]
     return prepare(
         raw, kind="ctc", num_frames=lambda samples: samples // 320, chars_to_ignore=data.chars_to_ignore,
-        tokenizer=build_tokenizer(build_vocabulary(texts, **names), **names), cache_dir=source.cache,
+        tokenizer=CharacterTokenizer(build_vocabulary(texts, **names), **names), cache_dir=source.cache,
         show_progress=False,
     )  # fmt: skip
 

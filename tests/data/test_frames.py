@@ -1,9 +1,14 @@
 """The store of frames: what is written comes back bit for bit, and nothing else ever does; batches made of it."""
 
 import errno
+import fcntl
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -141,6 +146,95 @@ def test_a_store_that_is_not_what_was_written_is_made_anew(rng, store, change, c
     assert again.count == 0 and "is made anew" in caplog.text
     assert again.write(1, frames, 3_000) and not (store.folder / "frames.bin").is_symlink()
     again.close()
+
+
+@contextmanager
+def used_elsewhere(folder):
+    """A second process that has the store open, and stores clip 0 in it."""
+    code = """
+import sys, numpy as np
+from pathlib import Path
+from xtremes_jax.data.frames import FrameStore, Layout
+store = FrameStore(Path(sys.argv[1]), Layout(np.array([3, 9, 0, 5, 7]), 6))
+print(store.write(0, np.full((3, 6), 7, np.uint16), 1_000), flush=True)
+sys.stdin.read()
+"""
+    root = Path(__file__).resolve().parent.parent.parent
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "True\n"
+            yield other
+        finally:
+            other.kill()
+
+
+def test_a_store_that_another_process_uses_is_not_removed(tmp_path, rng):
+    folder = tmp_path / "frames" / "name"
+    with used_elsewhere(folder) as other:
+        with pytest.raises(InputError, match=r"frames/name is to be made anew.* another run is using it.* drop --over"):
+            FrameStore(folder, LAYOUT, afresh=True)
+        shared = FrameStore(folder, LAYOUT)  # two may fill it
+        assert shared.count == 1 and shared.write(1, bits(rng, 9), 3_000)
+        shared.close()
+        lengthen(folder)  # damage is no reason to take it away either
+        with pytest.raises(InputError, match="another run is using it"):
+            FrameStore(folder, LAYOUT)
+        assert (folder / "frames.bin").stat().st_size == LAYOUT.total_bytes
+        other.kill()  # a run that dies lets go of it
+        other.wait()
+        afresh = FrameStore(folder, LAYOUT, afresh=True)
+        assert afresh.count == 0
+        afresh.close()
+
+
+def test_a_store_that_is_removed_while_it_is_opened_is_made_again(tmp_path, rng, store, monkeypatch):
+    lock, removed = fcntl.flock, []
+
+    def late(handle, operation):
+        if operation == fcntl.LOCK_SH and not removed:
+            removed.append(store.folder)
+            shutil.rmtree(store.folder)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    again = FrameStore(store.folder, LAYOUT)
+    frames = bits(rng, 9)
+    assert removed and again.write(1, frames, 3_000)
+    found, _ = again.snapshot().for_edges({3_200: 9}).read(np.array([1]), 1, 3_200)
+    np.testing.assert_array_equal(found[0], frames)
+    again.close()
+
+
+def test_of_two_that_remove_a_store_the_later_does_not_take_the_earlier_ones(tmp_path, rng, store, monkeypatch):
+    """Both have opened the old one; when the later gets its lock, the earlier has made and opened a new one."""
+    store.close()
+    lock, earlier = fcntl.flock, []
+
+    def late(handle, operation):
+        if not earlier:
+            earlier.append(None)
+            earlier[0] = FrameStore(store.folder, LAYOUT, afresh=True)
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="another run is using it"):
+        FrameStore(store.folder, LAYOUT, afresh=True)
+    frames = bits(rng, 9)
+    assert earlier[0].write(1, frames, 3_000)
+    found, _ = earlier[0].snapshot().for_edges({3_200: 9}).read(np.array([1]), 1, 3_200)
+    np.testing.assert_array_equal(found[0], frames)
+    earlier[0].close()
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
+    def unknown(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    for afresh in (False, True):
+        FrameStore(tmp_path / "name", LAYOUT, afresh=afresh).close()
+    assert "knows no locks (No locks available)" in caplog.text
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

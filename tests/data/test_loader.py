@@ -3,7 +3,6 @@
 import itertools
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.data.loader import EvalLoader, TrainLoader, available_cpus
+from xtremes_jax.data.loader import EvalLoader, TrainLoader
 from xtremes_jax.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -287,16 +286,6 @@ def test_the_wait_for_slow_clips_is_measured():
 
     split.read_audio = slow
     assert take(TrainLoader(split, batch_size=2, prefetch=1), 1)[0].data_wait_s >= 0.1
-
-
-def test_threads_are_as_many_as_the_cores_that_may_be_used():
-    allowed = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert available_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert available_cpus() == len(allowed)
 
 
 def test_unusable_splits_and_sizes_are_refused():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.data.subwords import (
     SPECIAL_TOKENS,
     encode_targets,
@@ -16,7 +17,7 @@ from xtremes_jax.data.subwords import (
     learn_tokenizer,
     load_subword_tokenizer,
 )
-from xtremes_jax.data.text import build_tokenizer, build_vocabulary
+from xtremes_jax.data.text import build_vocabulary
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.decode import to_sentences
 
@@ -159,7 +160,7 @@ def test_what_cannot_be_a_decoders_tokenizer_is_refused(texts, tmp_path):
     with pytest.raises(InputError, match=r"--translation_vocab_size 6: the translations hold 4 characters.*least 8"):
         learn_tokenizer(["ab c"], vocab_size=6)
     assert load_subword_tokenizer(tmp_path) is None
-    build_tokenizer(build_vocabulary(["ab"])).save_pretrained(tmp_path)
+    CharacterTokenizer(build_vocabulary(["ab"])).as_transformers.save_pretrained(tmp_path)
     assert load_subword_tokenizer(tmp_path) is None, "a CTC tokenizer is none of a decoder"
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from concurrent.futures import wait
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from xtremes_jax.batch import Batch
 from xtremes_jax.training.ahead import CompilationFailed, CompiledAhead, worker_count
 from xtremes_jax.training.sharding import batch_sharding, make_mesh, replicated
-from xtremes_jax.training.signals import StopRequest
+from xtremes_jax.training.signals import Interrupted, StopRequest
 
 
 @pytest.fixture
@@ -162,9 +163,66 @@ def test_closing_leaves_what_is_not_begun(rng, mesh):
     ahead.close()
 
 
+def test_evaluation_comes_after_training_in_the_same_threads(rng, mesh):
+    training, evaluation = Step(mesh), Step(mesh)
+    training.gates[400] = threading.Event()
+    batches = [batch_of(rng, mesh, samples) for samples in (400, 640, 960)]
+    later = CompiledAhead(evaluation.jitted, mesh=mesh, leading=(evaluation.state,))
+    with CompiledAhead(training.jitted, mesh=mesh, leading=(training.state,), workers=1) as ahead:
+        ahead.announce(batches[:2])
+        later.announce(batches[:2], after=ahead)
+        assert evaluation.traced == []
+        training.gates[400].set()
+        wait([*ahead._futures.values(), *later._futures.values()])
+        assert training.traced == evaluation.traced == [400, 640]
+        assert set(training.threads) == set(evaluation.threads)
+        assert evaluation.run(later, batches[0]) == total_of(batches[0]) and evaluation.traced == [400, 640]
+
+
+def test_what_the_closed_step_has_left_is_announced_again(rng, mesh):
+    training, evaluation = Step(mesh), Step(mesh)
+    training.gates[400] = threading.Event()
+    batches = [batch_of(rng, mesh, samples) for samples in (400, 640, 960)]
+    later = CompiledAhead(evaluation.jitted, mesh=mesh, leading=(evaluation.state,), workers=1)
+    ahead = CompiledAhead(training.jitted, mesh=mesh, leading=(training.state,), workers=1)
+    ahead.announce(batches[:1])
+    later.announce(batches, after=ahead)
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    while not all(future.cancelled() for future in later._futures.values()):
+        time.sleep(0.01)
+    training.gates[400].set()
+    closing.join(timeout=60)
+    assert evaluation.run(later, batches[1]) == total_of(batches[1])  # needed before it is announced again
+    with later:
+        later.announce(batches)
+        wait(later._futures.values())
+    later.announce([])  # it may go on after it has been closed
+    later.close()
+    assert evaluation.traced == [640, 400, 960] and len(later.programs) == 3
+    assert [evaluation.run(later, batch) for batch in batches] == [total_of(batch) for batch in batches]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_signal_in_an_evaluation_is_no_failed_compilation(rng, mesh, begun):
+    """Whether the program is waited for, or compiled here: nothing is compiled anew, and the signal is what is told."""
+    step, batch = Step(mesh), batch_of(rng, mesh, 400)
+    step.gates[400] = threading.Event()
+    with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead, StopRequest():
+        if begun:
+            ahead.announce([batch])
+            while not step.traced:
+                time.sleep(0.01)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Interrupted):
+            step.run(ahead, batch)
+        step.gates[400].set()
+    assert step.traced == [400]
+
+
 def test_an_idle_machine_is_not_filled_with_compilers(monkeypatch):
-    for cores, workers in ((None, 1), (1, 1), (2, 1), (8, 2), (16, 4), (192, 4)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+    for cores, workers in ((1, 1), (2, 1), (8, 2), (16, 4), (192, 4)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)))
         assert worker_count() == workers
 
 

@@ -199,6 +199,23 @@ def test_what_was_trained_is_saved_before_an_error():
     assert diary.saved == [(4, None)]
 
 
+def test_an_evaluation_that_fails_is_owed():
+    def complain(step):
+        raise CompilationFailed("no room")
+
+    diary = Diary(on_evaluate=complain)
+    with pytest.raises(CompilationFailed):
+        run(diary, total_steps=9, eval_steps=3, save_steps=100)
+    assert diary.saved == [(3, None)] and diary.owed == [3]
+
+
+def test_a_score_stays_with_its_step():
+    diary, finite = Diary(), fake_step(lambda step: step < 4)
+    with pytest.raises(InputError, match="not finite"):
+        run(diary, total_steps=9, eval_steps=4, save_steps=100, logging_steps=1, max_nonfinite_steps=1, step=finite)
+    assert diary.evaluated == [4] and diary.saved == [(5, None)]
+
+
 def test_what_was_trained_is_saved_before_a_step_that_cannot_be_compiled():
     good = fake_step()
 

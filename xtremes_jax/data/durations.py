@@ -21,6 +21,7 @@ from tqdm import tqdm
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.errors import InputError
+from xtremes_jax.processors import available_cpus
 
 if TYPE_CHECKING:
     from xtremes_jax.data.sources import RawSplit
@@ -65,14 +66,14 @@ def read_durations(
 
     Args:
         raw: The split.
-        num_workers: Threads; None for one per CPU.
+        num_workers: Threads; None for one for each core that this process may use.
         cache_dir: Where the results are kept; None for `cache.default_cache_dir()`.
         overwrite: Read all headers again.
         show_progress: Show a progress bar.
     """
     cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "durations" / f"{_key(raw)}.json"
     known = None if overwrite else _load(cache, len(raw.clip_names))
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_workers or available_cpus()) as pool:
         stale = range(len(raw.clip_names)) if known is None else _changed(known, pool)
         if not len(stale):
             return known

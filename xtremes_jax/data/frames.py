@@ -8,6 +8,7 @@ writing the same) count as not stored. So nothing read here has to be believed, 
 as good as a full one. What the frames depend on besides is in the directory's name: see `frontend_cache.py`.
 """
 
+import fcntl
 import logging
 import os
 import shutil
@@ -62,29 +63,30 @@ class Layout:
 class FrameStore:
     """A store opened for writing, by the process that trains; several runs may have it open at a time.
 
+    While it is open, `index.bin` is locked (shared, `flock`), and nobody removes it: a run that went on writing to
+    files that are gone would have stored nothing.
+
     Args:
         folder: made when missing; one that does not have just the expected files is removed and made anew.
         layout: of its clips.
         afresh: remove what is there (`--overwrite_cache`).
 
     Raises:
-        InputError: it cannot be made or written, or there is not room for what is still to be stored.
+        InputError: it cannot be made or written, there is not room for what is still to be stored, or it is to be
+            removed and another run has it open.
     """
 
     def __init__(self, folder: Path, layout: Layout, *, afresh: bool = False):
         self.folder, self.layout = folder, layout
         self._offsets = layout.offsets
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_unless_sound(afresh)
+            self._index = self._open_index(afresh)
+            self._data = _open(folder / _DATA, os.O_RDWR)
         except OSError as error:
             raise InputError(
                 f"--cache_frontend: {folder} cannot be written: {error.strerror or error}. Name another folder with "
                 "--frontend_cache_dir, or drop the flag."
             ) from error
-        self._check_room()
-        build_directory(folder, self._fill)
-        self._data, self._index = (_open(folder / name, os.O_RDWR) for name in (_DATA, _INDEX))
         self._records = np.memmap(folder / _INDEX, _RECORD, mode="r")
 
     @property
@@ -140,7 +142,42 @@ class FrameStore:
         if wrong:
             logger.warning("%s: %s is not what was written there: it is made anew.", self.folder, " and ".join(wrong))
         if wrong or afresh:
+            self._remove("drop --overwrite_cache" if afresh else "drop the flag")
+
+    def _remove(self, otherwise: str) -> None:
+        """Removes the store, unless another run has it open; FileNotFoundError where another run was quicker."""
+        index = None
+        # Without a regular file there is nothing to lock, and no run that could read what is there.
+        if _size(self.folder / _INDEX) is not None:
+            index = _open(self.folder / _INDEX, os.O_RDWR)
+        try:
+            if index is not None and not _lock(index, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                raise InputError(
+                    f"--cache_frontend: {self.folder} is to be made anew, and another run is using it. Wait until that "
+                    f"run has ended, name another folder with --frontend_cache_dir, or {otherwise}."
+                )
+            if index is not None and not _is_at(index, self.folder / _INDEX):
+                raise FileNotFoundError(self.folder)
             shutil.rmtree(self.folder)
+        finally:
+            if index is not None:
+                os.close(index)
+
+    def _open_index(self, afresh: bool) -> int:
+        """`index.bin` of a sound store, made where there is none, and locked for as long as it is open."""
+        while True:
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                self._remove_unless_sound(afresh)
+                self._check_room()
+                build_directory(self.folder, self._fill)
+                index = _open(self.folder / _INDEX, os.O_RDWR)
+            except FileNotFoundError:
+                continue  # another run is removing it just now
+            _lock(index, fcntl.LOCK_SH)  # waits for one that removes it
+            if _is_at(index, self.folder / _INDEX):
+                return index
+            os.close(index)
 
     def _check_room(self) -> None:
         """The files are sparse: they take up what has been written, and the rest has to fit."""
@@ -245,6 +282,28 @@ def _checksum(clip: int, samples: int, data: np.ndarray) -> int:
 def _open(path: Path, flags: int) -> int:
     # A link could lead to any file of the user's, which would be written over.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _lock(handle: int, operation: int) -> bool:
+    """`flock`, which ends when the file is closed; False where another process's lock is in the way."""
+    try:
+        fcntl.flock(handle, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning(
+            "The file system of --cache_frontend's frames knows no locks (%s): start no run with --overwrite_cache "
+            "while another uses them.", error.strerror,
+        )  # fmt: skip
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _size(path: Path) -> int | None:

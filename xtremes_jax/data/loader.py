@@ -9,7 +9,6 @@ A clip that cannot be decoded becomes a filler row (weight 0) and is reported in
 """
 
 import functools
-import os
 import shutil
 import time
 import weakref
@@ -33,6 +32,7 @@ from xtremes_jax.data.frames import StoredFrames
 from xtremes_jax.data.pairs import Pairs, pair_edges, plan_pairs
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
+from xtremes_jax.processors import available_cpus
 
 _AHEAD = 2
 """Batches put on the devices before they are asked for."""
@@ -303,11 +303,6 @@ def _decoded_ahead(steps: Steps, num_workers: int, prefetch: int) -> grain.IterD
         flags.FLAGS.mark_as_parsed()
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
     return dataset.mp_prefetch(workers, worker_init_fn=settle_worker)
-
-
-def available_cpus() -> int:
-    """Cores that this process may run on: in a container or under `taskset`, fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_shared_memory(needed: int) -> None:

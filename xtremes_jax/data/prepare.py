@@ -18,6 +18,7 @@ import numpy as np
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import write_atomically
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.data.durations import Durations, fingerprint, read_durations
 from xtremes_jax.data.packed import PackedArrays, PackedTexts
 from xtremes_jax.data.subwords import encode_targets
@@ -108,7 +109,7 @@ def prepare(
     *,
     kind: Literal["ctc", "classification", "translation", "retrieval"],
     num_frames: Callable[[int], int],
-    tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None" = None,
+    tokenizer: "CharacterTokenizer | Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None" = None,
     chars_to_ignore: Sequence[str] | None = None,
     max_target_length: int | None = None,
     start_token: int | None = None,
@@ -245,7 +246,7 @@ def _within_limits(
 def _texts(
     raw: "RawSplit",
     rows: np.ndarray,
-    tokenizer: "Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None",
+    tokenizer: "CharacterTokenizer | Wav2Vec2CTCTokenizer | PreTrainedTokenizerFast | None",
     chars_to_ignore: Sequence[str] | None,
     kind: str,
     start_token: int | None,

@@ -5,17 +5,15 @@ splits in use; a `Wav2Vec2CTCTokenizer` turns characters into ids. There each tr
 so every label sequence ends with the word delimiter: `TARGET_END`.
 """
 
-import json
 import re
 import string
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.errors import InputError
 
 if TYPE_CHECKING:  # it takes seconds to import, and loads torch where that is installed
@@ -94,30 +92,14 @@ def build_vocabulary(
     return vocabulary
 
 
-def build_tokenizer(
-    vocabulary: dict[str, int],
-    *,
-    unk_token: str = "[UNK]",
-    pad_token: str = "[PAD]",
-    word_delimiter_token: str = "|",
-) -> "Wav2Vec2CTCTokenizer":
-    """The reference's tokenizer over a vocabulary. It adds `<s>` and `</s>`, so `len(tokenizer)` is two larger."""
-    from transformers import Wav2Vec2CTCTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "vocab.json"
-        file.write_text(json.dumps(vocabulary), encoding="utf-8")
-        return Wav2Vec2CTCTokenizer(
-            str(file), unk_token=unk_token, pad_token=pad_token, word_delimiter_token=word_delimiter_token
-        )
-
-
-def encode(tokenizer: "Wav2Vec2CTCTokenizer", text: str) -> np.ndarray:
+def encode(tokenizer: "CharacterTokenizer | Wav2Vec2CTCTokenizer", text: str) -> np.ndarray:
     """`[labels]` int32: the tokenizer's own `input_ids` of a text; for many texts see `encode_all`."""
     return encode_all(tokenizer, [text])[0][0]
 
 
-def encode_all(tokenizer: "Wav2Vec2CTCTokenizer", texts: Sequence[str]) -> tuple[list[np.ndarray], Counter[str]]:
+def encode_all(
+    tokenizer: "CharacterTokenizer | Wav2Vec2CTCTokenizer", texts: Sequence[str]
+) -> tuple[list[np.ndarray], Counter[str]]:
     """Token ids of many texts: what the tokenizer itself gives, some forty times as fast.
 
     Returns:

@@ -10,7 +10,7 @@ def to_text(tokenizer, ids: Iterable[Iterable[int]]) -> list[str]:
     "[UNK]". Spaces are those the model put, the ends stripped; punctuation is not tidied up.
 
     Args:
-        tokenizer: a `Wav2Vec2CTCTokenizer`, whose padding token is the blank.
+        tokenizer: a `Wav2Vec2CTCTokenizer`, or what has its names, whose padding token is the blank.
         ids: lists of token ids without repeats to merge, such as those of `models.decode_ctc`; or label ids.
     """
     # The vocabulary itself comes before added tokens of the same id, as in the tokenizer's own decoding.

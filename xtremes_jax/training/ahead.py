@@ -2,20 +2,22 @@
 
 XLA compiles without holding Python's lock, so the programs of later batches are compiled while the first steps run, and
 reading a checkpoint costs no time of the compiler's. A step whose program is not there yet waits for that one alone.
+What evaluation runs comes after what training does, in the same threads.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
+from xtremes_jax.processors import available_cpus
+from xtremes_jax.training.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class Program(NamedTuple):
 
 
 def worker_count() -> int:
-    """Programs compiled at a time on this machine: XLA is itself parallel in part, so one for every four cores."""
-    return max(1, min(_MOST_COMPILATIONS, (os.cpu_count() or 1) // _CORES_PER_COMPILATION))
+    """Programs compiled at a time by this process: XLA is itself parallel in part, so one for every four cores."""
+    return max(1, min(_MOST_COMPILATIONS, available_cpus() // _CORES_PER_COMPILATION))
 
 
 class CompiledAhead:
@@ -59,7 +61,7 @@ class CompiledAhead:
 
     Every program is compiled for exact shapes, types and shardings, so that none is compiled twice. Programs appear in
     `programs` by `shape_of(batch)` as they become ready; shapes that were not announced are compiled when they come.
-    Use it in a `with` statement, or `close` it.
+    Use it in a `with` statement, or `close` it: that ends its threads, until more is announced. Programs stay.
 
     Args:
         step: from `jax.jit`, with its donation and shardings.
@@ -70,22 +72,29 @@ class CompiledAhead:
 
     def __init__(self, step: Any, *, mesh: Mesh, leading: tuple[Any, ...], workers: int | None = None):
         self._step, self._mesh, self._leading = step, mesh, jax.tree.map(_abstract, leading)
-        self._pool = ThreadPoolExecutor(worker_count() if workers is None else workers, "compile")
+        self._workers = worker_count() if workers is None else workers
+        self._pool: ThreadPoolExecutor | None = None
         self._futures: dict[tuple, Future[Program]] = {}
         self.programs: dict[tuple, Program] = {}
 
-    def announce(self, batches: Iterable[Batch]) -> None:
+    def announce(self, batches: Iterable[Batch], after: "CompiledAhead | None" = None) -> None:
         """Has programs compiled for batches of these shapes (arrays or `jax.ShapeDtypeStruct`), in this order.
 
         In a run of several processes nothing is done ahead: the compilers of all processes may have to wait for one
         another, so each has to be asked for the same programs, and neither more nor fewer.
+
+        Args:
+            batches: of each shape one or more.
+            after: a step whose threads do this, after all that it has been told of so far. When it is closed, what has
+                not been begun is left, and may be announced again.
         """
         if jax.process_count() > 1:
             return
+        pool = (self if after is None else after)._threads()
         for batch in batches:
             shape = shape_of(batch)
-            if shape not in self._futures:
-                self._futures[shape] = self._pool.submit(self._compile_ahead, jax.tree.map(_abstract, batch))
+            if shape not in self._futures or self._futures[shape].cancelled():
+                self._futures[shape] = pool.submit(self._compile_ahead, jax.tree.map(_abstract, batch))
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the step, as soon as its program is ready.
@@ -110,8 +119,10 @@ class CompiledAhead:
         return sum(program.cached for program in list(self.programs.values()))
 
     def close(self) -> None:
-        """Compiles no more; waits for what is being compiled. May be called again."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Leaves what has not been begun; waits for what is being compiled. May be called again."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def __enter__(self) -> "CompiledAhead":
         return self
@@ -119,21 +130,27 @@ class CompiledAhead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._workers, "compile")
+        return self._pool
+
     def _wait(self, shape: tuple, batch: Batch) -> Program:
         future = self._futures.get(shape)
         if future is None or future.cancel():  # not begun: it does not have to queue behind the others
             self._futures[shape] = future = Future()
             future.set_result(self._compile_now(batch))
-        try:
-            return future.result()
-        except Exception:  # it was told of: memory that it lacked beside other work may be there now
-            self._futures[shape] = again = Future()
-            again.set_result(self._compile_now(batch))
-            return again.result()
+        wait([future])
+        if future.exception() is not None:  # it was told of: memory that it lacked beside other work may be there now
+            self._futures[shape] = future = Future()
+            future.set_result(self._compile_now(batch))
+        return future.result()
 
     def _compile_now(self, batch: Batch) -> Program:
         try:
             return self._compile(jax.tree.map(_abstract, batch))
+        except Interrupted:  # by a signal: no fault of the program's
+            raise
         except Exception as error:
             raise CompilationFailed(f"The step for {_described(batch)} cannot be compiled: {error}") from error
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
 from xtremes_jax.batch import Batch
-from xtremes_jax.training.accumulation import split_micro_batches
+from xtremes_jax.training.accumulation import join_micro_batches, split_micro_batches
 from xtremes_jax.training.sharding import batch_sharding
 from xtremes_jax.training.step import join
 
@@ -30,11 +30,6 @@ def make_frames_step(*, graphdef, accumulation: int, mesh: Mesh) -> Callable[...
 
         if accumulation == 1:
             return extract(batch)
-        return _join(jax.lax.map(extract, split_micro_batches(batch, accumulation)))
+        return join_micro_batches(jax.lax.map(extract, split_micro_batches(batch, accumulation)))
 
     return jax.jit(frames_step, out_shardings=batch_sharding(mesh))
-
-
-def _join(parts: Shaped[Array, "count rows frames channels"]) -> Shaped[Array, "batch frames channels"]:
-    """The inverse of `split_micro_batches`."""
-    return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])

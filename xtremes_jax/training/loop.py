@@ -36,6 +36,10 @@ class Schedule:
             return False
         return (epoch_ended or step >= self.total_steps) if every == "epoch" else step % every == 0
 
+    def is_log_due(self, step: int, epoch_ended: bool) -> bool:
+        """Whether there is a log line after `step` steps."""
+        return self.due(self.logging_steps, step, epoch_ended) or (self.log_first and step == 1)
+
 
 @dataclass
 class Meter:
@@ -88,9 +92,9 @@ class Hooks:
     """What the loop calls; plain functions of the entry point.
 
     `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, owed)` (owed:
-    an evaluation was due at this step, and a signal came first), `skipped(clips)` for clips that could not be decoded,
-    `advance()` after each step, for the progress bar, `started(report)` when the first step is done, with the time that
-    it alone has waited and compiled.
+    an evaluation was due at this step and was not made, as a signal or an error came first), `skipped(clips)` for clips
+    that could not be decoded, `advance()` after each step, for the progress bar, `started(report)` when the first step
+    is done, with the time that it alone has waited and compiled.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
@@ -171,14 +175,14 @@ def fit(
 
     Raises:
         InputError: too many clips turned out to be unreadable, or the gradients are no longer finite.
-        CompilationFailed: the step for a batch that has come cannot be compiled. In each case, what has been trained is
-            saved first.
+        CompilationFailed: the step for a batch that has come cannot be compiled, or evaluation's. In each case, what
+            has been trained is saved first.
     """
     report, meter, begun = FitReport(), Meter(), time.perf_counter()
-    step, saved, shapes, score = start_step, start_step, set(), None
+    progress, shapes = _Progress(hooks, stop, step=start_step, saved=start_step), set()
     if owed:
-        score, owed = _evaluate(hooks, stop, state, step, epoch_of(step)[0])
-        hooks.save(state, step, score, owed)
+        progress.evaluate(state, epoch_of(start_step)[0])
+        progress.save(state)
     if start_step >= schedule.total_steps:
         report.interrupted = stop.received is not None
         return state, report
@@ -186,35 +190,79 @@ def fit(
         for loaded in batches:
             hooks.skipped(loaded.skipped)
             state = _run_step(train_step, state, loaded, shapes, meter, report)
-            step += 1
+            progress.count_step()
             if report.steps == 1:
                 jax.block_until_ready(meter.pending)
                 report.first_step_seconds = time.perf_counter() - begun
                 hooks.started(report)
-            epoch, epoch_ended = epoch_of(step)
-            log_now = schedule.due(schedule.logging_steps, step, epoch_ended) or (schedule.log_first and step == 1)
-            meter = _settle(meter, report, step, epoch, log_now, schedule, hooks)
+            epoch, epoch_ended = epoch_of(progress.step)
+            log_now = schedule.is_log_due(progress.step, epoch_ended)
+            meter = _settle(meter, report, progress.step, epoch, log_now, schedule, hooks)
             hooks.advance()
-            paused = time.perf_counter()
-            score, owed = None, False
-            if schedule.due(schedule.eval_steps, step, epoch_ended):
-                score, owed = _evaluate(hooks, stop, state, step, epoch)
-            if schedule.due(schedule.save_steps, step, epoch_ended):
-                hooks.save(state, step, score, owed)
-                saved = step
-            meter.started += report.paused(time.perf_counter() - paused)
-            if step >= schedule.total_steps or stop.received is not None:
+            meter.started += report.paused(progress.pause(state, schedule, epoch, epoch_ended))
+            if progress.step >= schedule.total_steps or stop.received is not None:
                 break
-        _settle(meter, report, step, epoch_of(step)[0], schedule.logging_steps is not None, schedule, hooks, last=True)
+        log_now, epoch = schedule.logging_steps is not None, epoch_of(progress.step)[0]
+        _settle(meter, report, progress.step, epoch, log_now, schedule, hooks, last=True)
     except (InputError, CompilationFailed):
-        if saved != step and schedule.save_steps is not None:
-            hooks.save(state, step, score, owed)
+        if schedule.save_steps is not None:
+            progress.save_unless_saved(state)
         raise
     report.interrupted = stop.received is not None
-    if saved != step and (schedule.save_steps is not None or report.interrupted):
-        hooks.save(state, step, score, owed)
+    if schedule.save_steps is not None or report.interrupted:
+        progress.save_unless_saved(state)
     report.runtime = time.perf_counter() - begun
     return state, report
+
+
+@dataclass
+class _Progress:
+    """How far a loop has come, and what is known of the state there."""
+
+    hooks: Hooks
+    stop: StopRequest
+    step: int
+    saved: int
+    """Step of the newest checkpoint."""
+    score: float | None = None
+    """Of the evaluation at this step, if there was one."""
+    owed: bool = False
+    """Whether an evaluation was due at this step and has not been made."""
+
+    def count_step(self) -> None:
+        """One more step is done; nothing is known of its state."""
+        self.step += 1
+        self.score, self.owed = None, False
+
+    def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> float:
+        """Evaluates and saves where that is due after this step; the seconds that it took."""
+        begun = time.perf_counter()
+        if schedule.due(schedule.eval_steps, self.step, epoch_ended):
+            self.evaluate(state, epoch)
+        if schedule.due(schedule.save_steps, self.step, epoch_ended):
+            self.save(state)
+        return time.perf_counter() - begun
+
+    def evaluate(self, state: Any, epoch: float) -> None:
+        """Scores the state, unless a signal comes first."""
+        self.score, self.owed = None, True
+        if self.stop.received is not None:
+            return
+        try:
+            with self.stop.deferred(wait=False):
+                self.score, self.owed = self.hooks.evaluate(state, self.step, epoch), False
+        except Interrupted:
+            pass
+
+    def save(self, state: Any) -> None:
+        """Hands the state over, with what is known of it."""
+        self.hooks.save(state, self.step, self.score, self.owed)
+        self.saved = self.step
+
+    def save_unless_saved(self, state: Any) -> None:
+        """The same, where this step has no checkpoint yet."""
+        if self.saved != self.step:
+            self.save(state)
 
 
 def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Meter, report: FitReport) -> Any:
@@ -234,17 +282,6 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
     report.count(loaded)
     jax.block_until_ready(meter.pending[:-_QUEUED][-1:])
     return state
-
-
-def _evaluate(hooks: Hooks, stop: StopRequest, state: Any, step: int, epoch: float) -> tuple[float | None, bool]:
-    """Scores the state: (score, whether a signal came first, so that the evaluation is still owed)."""
-    if stop.received is not None:
-        return None, True
-    try:
-        with stop.deferred(wait=False):
-            return hooks.evaluate(state, step, epoch), False
-    except Interrupted:
-        return None, True
 
 
 def _settle(
