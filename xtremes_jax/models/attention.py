@@ -56,7 +56,7 @@ def attend(
             query, key, value, is_causal=is_causal, key_value_seq_lengths=lengths, implementation="cudnn"
         )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
-    # Added, since a choice by the lengths inside of the loop over pieces would not be vectorised on CPUs.
+    # Lengths as something to add: a choice by them inside of the loop over pieces would not be vectorised on CPUs.
     bias = None
     if lengths is not None:
         bias = jnp.where(frame_mask(lengths, key.shape[1]), 0.0, _MASKED)[:, None, :]
