@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a pass")
     parser.add_argument("--repeats", type=int, default=5, help="passes of each side, in turn")
-    parser.add_argument("--steps", type=int, default=300, help="of the training run")
+    parser.add_argument("--steps", type=int, default=100, help="of the training run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 
@@ -209,14 +209,15 @@ def training_wait(source: Source, folder: Path, wanted: argparse.Namespace) -> d
         "config_name": "tiny", "dataset_name": source.folder, "dataset_config_name": source.config,
         "cache_dir": source.cache, "output_dir": folder / "run", "do_train": True, "freeze_feature_encoder": False,
         "per_device_train_batch_size": wanted.batch, "group_by_length": True, "max_steps": wanted.steps,
-        "save_strategy": "no", "logging_steps": wanted.steps, "max_buckets": 4, "disable_tqdm": True,
+        "save_strategy": "no", "logging_steps": 10, "max_buckets": 4, "disable_tqdm": True,
     }  # fmt: skip
     command = [sys.executable, "-m", "xtremes_jax.train"]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    # The run's own lines, its progress among them, go where this script's progress goes.
+    done = subprocess.run(command, cwd=root, stdout=sys.stderr, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} failed with status {done.returncode}: see above")
     return json.loads((folder / "run" / "train_results.json").read_text("utf-8"))
 
 

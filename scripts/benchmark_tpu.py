@@ -121,6 +121,8 @@ def measure(chip: str, name: str, kind: str, setting) -> dict:
 
 def report(results: dict) -> str:
     """The table, as Markdown."""
+    from benchmarks.parts import PARTS
+
     setting, versions = results["setting"], results["versions"]
     lines = [
         "# The training step on TPUs, estimated by compiling",
@@ -150,7 +152,7 @@ def report(results: dict) -> str:
             "| part | | roofline ms | bound by | GFLOP | GB moved | of which FLOPs ms | bytes ms | temporary MB | x |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for name, row in rows.items():
+        for name, row in sorted(rows.items(), key=lambda row: [*PARTS, STEP].index(row[0].split("/")[0])):
             part, kind = name.split("/")
             bound = "FLOPs" if row["flops_s"] >= row["bytes_s"] else "bytes"
             lines.append(

@@ -121,6 +121,15 @@ def test_scoring_by_seconds_gives_the_same_predictions(recognition, corpus, tmp_
     assert predictions[0] == predictions[1] and padding[0] != padding[1]
 
 
+def test_a_tokenizer_with_another_blank_than_the_models_is_refused(recognition, corpus, tmp_path, capsys):
+    other = shutil.copytree(recognition, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"pad_token_id": config["pad_token_id"] - 1}))
+    with pytest.raises(AssertionError):
+        predictions_of(other, corpus, tmp_path / "scored")
+    assert "has pad_token_id" in capsys.readouterr().err
+
+
 def test_transcripts_are_searched_with_as_many_beams_as_are_asked_for(recognition, corpus, tmp_path, rng):
     lively = shutil.copytree(recognition, tmp_path / "lively")
     weights = parameters(lively)

@@ -87,6 +87,7 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
             )
         if corpus.tokenizer is not None:
             _check_tokenizer(corpus.tokenizer, config.vocab_size, start.source)
+            _check_same_ids(("pad_token_id",), config, corpus.tokenizer, start.source)
         return config
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
@@ -121,13 +122,7 @@ def _translation_config(
         return configure_translator(start, encoder, decoder)
     config = configure_translator(start, encoder, {})
     _check_tokenizer(tokenizer, config.vocab_size, start.decoder.source)
-    for name in ("eos_token_id", "pad_token_id"):
-        expected, found = getattr(config, name), getattr(tokenizer, name)
-        if expected != found:
-            raise InputError(
-                f"{start.decoder.source} has {name} {expected}, but its tokenizer {found}: they do not belong "
-                "together. Name the right one with --tokenizer_name_or_path."
-            )
+    _check_same_ids(("eos_token_id", "pad_token_id"), config, tokenizer, start.decoder.source)
     return config
 
 
@@ -137,6 +132,17 @@ def _check_tokenizer(tokenizer: Any, vocab_size: int, source: str) -> None:
             f"{source} knows {vocab_size} tokens, but its tokenizer has {len(tokenizer)}: they do not belong together. "
             "Name the right one with --tokenizer_name_or_path."
         )
+
+
+def _check_same_ids(names: tuple[str, ...], config: Any, tokenizer: Any, source: str) -> None:
+    """The model's ids are the tokenizer's: of the end, and of the padding, which is the CTC blank as well."""
+    for name in names:
+        expected, found = getattr(config, name), getattr(tokenizer, name)
+        if expected != found:
+            raise InputError(
+                f"{source} has {name} {expected}, but its tokenizer {found}: they do not belong together. Name the "
+                "right one with --tokenizer_name_or_path, or mend the model's config.json."
+            )
 
 
 def assemble(

@@ -58,6 +58,7 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
         "config": arguments.data.dataset_config_name,
         "split": arguments.data.predict_split_name,
         "synthetic_speech": synthetic,
+        **({"ctc_beams": arguments.training.ctc_beams} if arguments.selection.task.kind == "ctc" else {}),
     }
 
 

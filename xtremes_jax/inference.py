@@ -50,12 +50,12 @@ def transcribe(
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
 
-    if not isinstance(beams, int) or beams < 1:
+    if isinstance(beams, bool) or not isinstance(beams, (int, np.integer)) or beams < 1:
         raise InputError(f"beams is {beams!r}; it must be a whole number of at least 1.")
 
     def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
         output = model(audio, lengths)
-        found = _decode(output.logits, output.logit_lengths, blank=model.config.pad_token_id, beams=beams)
+        found = _decode(output.logits, output.logit_lengths, blank=model.config.pad_token_id, beams=int(beams))
         rows = zip(np.asarray(found.tokens).tolist(), np.asarray(found.lengths).tolist(), strict=True)
         return to_text(model.tokenizer, [tokens[:count] for tokens, count in rows])
 

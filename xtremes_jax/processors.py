@@ -4,5 +4,5 @@ import os
 
 
 def available_cpus() -> int:
-    """Cores that this process may run on: in a container or under `taskset`, fewer than the machine has."""
+    """Cores that this process may run on: where a cpuset or `taskset` sets some aside, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from data.test_loader import ToySplit, arrays, take, toy, toys_travel  # noqa: F401 (a fixture)
 
+from xtremes_jax.data import frames as frames_module
 from xtremes_jax.data.frames import FrameStore, Layout
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
@@ -261,6 +262,39 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file/frames.* cannot be written.*--frontend_cache_dir"):
         FrameStore(tmp_path / "file" / "frames" / "name", LAYOUT)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make another")
+def test_a_folder_whose_parent_cannot_be_made_is_named_at_once():
+    with pytest.raises(InputError, match="/proc/nowhere/frames.* cannot be written"):
+        FrameStore(Path("/proc/nowhere/frames/name"), LAYOUT)
+
+
+def test_a_store_that_is_always_removed_is_given_up(tmp_path, monkeypatch):
+    tried = []
+
+    def vanish(folder, fill):
+        tried.append(folder)
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(frames_module, "build_directory", vanish)
+    with pytest.raises(InputError, match="other runs have removed it 100 times"):
+        FrameStore(tmp_path / "frames" / "name", LAYOUT)
+    assert len(tried) == 100
+
+
+def test_a_store_is_removed_at_one_stroke(tmp_path, rng, store, monkeypatch):
+    """Another run that looks while files are being deleted finds the new store or none, never half of the old one."""
+    store.close()
+    delete, seen = shutil.rmtree, []
+
+    def slowly(folder, **options):
+        seen.append(sorted(path.name for path in store.folder.parent.glob("*/*.bin")))
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    FrameStore(store.folder, LAYOUT, afresh=True).close()
+    assert seen[0] == [] and [path.name for path in store.folder.parent.iterdir()] == [store.folder.name]
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_record(rng, store, monkeypatch):

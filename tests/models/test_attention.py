@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import run_on_eight_devices
 
+from xtremes_jax.models import attention
 from xtremes_jax.models.attention import attend
 from xtremes_jax.models.masking import Randomness, dropout, fold
 from xtremes_jax.models.stacked import REMAT_POLICIES
@@ -64,9 +66,11 @@ def test_half_precision_and_recomputed_gradients_of_cross_attention(dtype, toler
         np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("matrices", [1, 2, 6])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_gradient_is_that_of_the_definition(causal, rate, rng):
+def test_values_and_gradients_are_those_of_the_definition(causal, rate, matrices, rng, monkeypatch):
+    monkeypatch.setattr(attention, "_PIECE_BYTES", {"cpu": matrices * 4 * 9 * 9, "gpu": matrices * 4 * 9 * 9})
     arrays = [jnp.asarray(array) for array in draw(rng)]
     along = jnp.asarray(rng.standard_normal(arrays[0].shape).astype(np.float32))
     lengths, randomness = jnp.array([9, 5, 1]), keys()
@@ -88,6 +92,7 @@ def test_the_gradient_is_that_of_the_definition(causal, rate, rng):
         weights = jnp.stack(heads, axis=1)
         return jnp.sum(along * jnp.einsum("bhqk,bkhd->bqhd", weights, value))
 
+    np.testing.assert_allclose(ours(*arrays), definition(*arrays), rtol=1e-5)
     gradients = jax.grad(ours, (0, 1, 2))(*arrays)
     for got, expected in zip(gradients, jax.grad(definition, (0, 1, 2))(*arrays), strict=True):
         np.testing.assert_allclose(got, expected, atol=3e-6)
@@ -126,6 +131,46 @@ def test_dropout_drops_probabilities_and_keeps_their_mean(rng):
     )(jax.random.split(jax.random.key(5), 3000))
     assert (np.asarray(many[0]) != np.asarray(exact)).any()
     np.testing.assert_allclose(many.mean(axis=0), exact, atol=0.15)
+
+
+EIGHT_DEVICES = """
+    import numpy as np, jax, jax.numpy as jnp
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+    from xtremes_jax.models import attention
+    from xtremes_jax.models.masking import Randomness
+
+    attention._PIECE_BYTES = {"cpu": 4 * 7 * 7 * 4, "gpu": 4 * 7 * 7 * 4}  # two of four heads of two rows
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((16, 7, 4, 4)).astype(np.float32) for _ in range(4)]
+    lengths = rng.integers(0, 8, 16)
+    rows = jax.random.split(jax.random.key(1), 16)
+
+    def step(query, key, value, along, lengths, rows):
+        def total(query, key, value):
+            keys = Randomness(rows=rows, shared=rows[0])
+            return along * attention.attend(query, key, value, lengths, dropout_rate=0.2, randomness=keys)
+
+        mixed, pull = jax.vjp(total, query, key, value)
+        return mixed, *pull(jnp.ones_like(mixed))
+
+    expected = jax.jit(step)(*arrays, lengths, rows)
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    spread = NamedSharding(mesh, P(("data", "fsdp")))
+    placed = [jax.device_put(array, spread) for array in (*arrays, lengths, rows)]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(step, out_shardings=spread).lower(*placed).compile()
+    text = compiled.as_text()
+    assert " while(" in text and "f32[4,7,7]" in text, text  # in pieces
+    for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {name}(" not in text and f" {name}-start(" not in text, name
+    for got, wanted in zip(compiled(*placed), expected):
+        np.testing.assert_allclose(got, wanted, atol=3e-6)
+    print("agrees")
+"""
+
+
+def test_eight_devices_work_on_their_own_rows_and_send_nothing():
+    assert run_on_eight_devices(EIGHT_DEVICES).splitlines()[-1] == "agrees"
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's fused attention needs an NVIDIA GPU")

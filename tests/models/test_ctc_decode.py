@@ -220,10 +220,14 @@ def test_what_is_no_number_harms_its_own_row_alone(rng, beams):
     sound[4, 3] = [0, 0, 40, 0, 0]
     expected = rows_of(decode(sound, lengths, blank=0, beams=beams))
     assert rows_of((tokens, counts))[3:] == expected[3:]
+    assert counts[:3].tolist() == [0, 0, 0]
     if beams > 1:
-        transcripts, scores = search(logits, lengths, 0, beams)
-        assert np.isnan(scores).tolist() == [True, True, True, False, False, False]
-        assert transcripts.lengths[:3].tolist() == [0, 0, 0]
+        assert np.isnan(search(logits, lengths, 0, beams)[1]).tolist() == [True, True, True, False, False, False]
+
+
+def test_there_has_to_be_a_beam():
+    with pytest.raises(ValueError, match="0 beams"):
+        decode_ctc(jnp.zeros((1, 2, 3)), jnp.array([2]), blank=0, beams=0)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e30, 1e-30, 0.0])
@@ -253,8 +257,10 @@ NOTHING_SENT = """
         expected = decode(logits, lengths)
         with jax.set_mesh(mesh):
             compiled = decode.lower(*placed).compile()
-            sent = re.findall(r".*(?:all-|collective-|reduce-scatter)\\\\S*[(].*", compiled.as_text())
+            sending = re.compile(r".*(?:all-|collective-|reduce-scatter)\\S*[(].*")
+            sent = sending.findall(compiled.as_text())
             assert not sent, sent
+            assert sending.findall("  %x = f32[8]{0} all-gather(%y), dimensions={0}"), "what is looked for is not found"
             assert all(array.sharding.is_equivalent_to(rows, array.ndim) for array in compiled(*placed))
             for got, wanted in zip(compiled(*placed), expected):
                 np.testing.assert_array_equal(got, wanted)

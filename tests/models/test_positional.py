@@ -35,7 +35,7 @@ def plain(x, kernel, groups):
     )
 
 
-@pytest.mark.parametrize(("width", "groups"), [(8, 4), (5, 3), (1, 1), (6, 12), (16, 2)])
+@pytest.mark.parametrize(("width", "groups"), [(8, 4), (5, 3), (1, 1), (6, 12), (16, 2), (32, 3), (19, 2), (34, 2)])
 def test_values_and_gradients(width, groups, rng):
     x = jnp.asarray(rng.standard_normal((3, 11, 12)).astype(np.float32))
     kernel = jnp.asarray(rng.standard_normal((width, 12 // groups, 12)).astype(np.float32))

@@ -209,6 +209,13 @@ def test_an_evaluation_that_fails_is_owed():
     assert diary.saved == [(3, None)] and diary.owed == [3]
 
 
+def test_an_evaluation_that_is_due_when_the_gradients_fail_is_owed():
+    diary, finite = Diary(), fake_step(lambda step: step < 3)
+    with pytest.raises(InputError, match="not finite"):
+        run(diary, total_steps=9, eval_steps=4, save_steps=100, logging_steps=1, max_nonfinite_steps=1, step=finite)
+    assert diary.saved == [(4, None)] and diary.owed == [4] and diary.evaluated == []
+
+
 def test_a_score_stays_with_its_step():
     diary, finite = Diary(), fake_step(lambda step: step < 4)
     with pytest.raises(InputError, match="not finite"):

@@ -72,7 +72,10 @@ class DataArguments:
     )
     preprocessing_only: bool = flag(False, "Stop after the data is prepared and cached.")
     preprocessing_num_workers: int | None = flag(
-        None, "Threads that read the clips' headers (unset: as many as there are cores).", at_least=1, scoring=True
+        None,
+        "Threads that read the clips' headers (unset: as many as this process has cores).",
+        at_least=1,
+        scoring=True,
     )
     overwrite_cache: bool = flag(False, "Prepare the data anew even if a cached copy is there.", scoring=True)
     per_lang_metrics: bool = flag(

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ FORMAT_VERSION = 1
 """Of both files."""
 
 _DATA, _INDEX = "frames.bin", "index.bin"
+_ATTEMPTS = 100
+"""How often a store is made anew that other runs remove in the meantime."""
+
 _RECORD = np.dtype([("samples", "<u4"), ("frames", "<u4"), ("check", "<u4")])
 _BFLOAT16_BYTES = 2
 
@@ -79,10 +83,12 @@ class FrameStore:
     def __init__(self, folder: Path, layout: Layout, *, afresh: bool = False):
         self.folder, self.layout = folder, layout
         self._offsets = layout.offsets
+        self._index = self._data = None
         try:
             self._index = self._open_index(afresh)
             self._data = _open(folder / _DATA, os.O_RDWR)
         except OSError as error:
+            self.close()
             raise InputError(
                 f"--cache_frontend: {folder} cannot be written: {error.strerror or error}. Name another folder with "
                 "--frontend_cache_dir, or drop the flag."
@@ -158,16 +164,19 @@ class FrameStore:
                 )
             if index is not None and not _is_at(index, self.folder / _INDEX):
                 raise FileNotFoundError(self.folder)
-            shutil.rmtree(self.folder)
+            # At one stroke: a store that loses one file after the other would look like one that is not sound.
+            aside = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.folder.parent))
+            os.rename(self.folder, aside / self.folder.name)
+            shutil.rmtree(aside)
         finally:
             if index is not None:
                 os.close(index)
 
     def _open_index(self, afresh: bool) -> int:
         """`index.bin` of a sound store, made where there is none, and locked for as long as it is open."""
-        while True:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_ATTEMPTS):
             try:
-                self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self._remove_unless_sound(afresh)
                 self._check_room()
                 build_directory(self.folder, self._fill)
@@ -178,6 +187,7 @@ class FrameStore:
             if _is_at(index, self.folder / _INDEX):
                 return index
             os.close(index)
+        raise OSError(f"other runs have removed it {_ATTEMPTS} times")
 
     def _check_room(self) -> None:
         """The files are sparse: they take up what has been written, and the rest has to fit."""

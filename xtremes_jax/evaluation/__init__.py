@@ -1,1 +1,1 @@
-"""From predictions to scores: greedy decoding, and the metrics of XTREME-S."""
+"""From predictions to scores: text, and the metrics of XTREME-S."""

@@ -118,14 +118,15 @@ _attend_explicitly.defvjp(_attend_forward, _attend_backward)
 def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array | None], Callable[[Array], Array]]:
     """How arrays are split into pieces, which come first then, and put together again.
 
-    A piece has as many heads, and then as many rows, as `_PIECE_BYTES` of scores hold.
+    A piece has as many heads, and then as many rows, as `_PIECE_BYTES` of scores hold; on several devices all rows, and
+    as many heads as each device then has room for, but one at least.
     """
     batch, queries, heads, _ = query.shape
     devices = math.prod(batch_axes().values())
     budget = _PIECE_BYTES.get(jax.default_backend(), _PIECE_BYTES["gpu"])
     matrices = max(1, budget // (4 * max(1, queries * key.shape[1])))
     if devices > 1:  # rows that are spread over devices stay together
-        rows, some = batch, _largest_divisor(heads, matrices * devices // batch)
+        rows, some = batch, _largest_divisor(heads, matrices * devices // max(1, batch))
     else:
         some = _largest_divisor(heads, matrices)
         rows = _largest_divisor(batch, matrices // some)

@@ -41,7 +41,15 @@ def decode_ctc(
         lengths: frames of each row that count.
         blank: id of the CTC blank.
         beams: prefixes that are followed at a time.
+
+    Returns:
+        No tokens for a row with a frame whose logits are NaN or all minus infinity.
+
+    Raises:
+        ValueError: fewer than 1 beam.
     """
+    if beams < 1:
+        raise ValueError(f"{beams} beams: there must be at least 1")
     if beams == 1:
         return best_path(logits, lengths, blank)
     return search_prefixes(logits, lengths, blank, beams)[0]
@@ -54,7 +62,8 @@ def best_path(
     tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     before = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=_NONE)[:, :-1]
     valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    return _compact(tokens, valid & (tokens != blank) & (tokens != before), blank)
+    broken = jnp.any(valid & ~(jnp.max(logits, axis=-1) > -jnp.inf), axis=1, keepdims=True)
+    return _compact(tokens, valid & ~broken & (tokens != blank) & (tokens != before), blank)
 
 
 def _compact(tokens: Int[Array, "batch frames"], keep: Bool[Array, "batch frames"], blank: int) -> Transcripts:

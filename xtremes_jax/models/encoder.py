@@ -37,6 +37,7 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "batch frames features"], randomness: Randomness | None
     ) -> Float[Array, "batch frames features"]:
         """Each frame by itself; `activation_dropout` inside and `hidden_dropout` after."""
+
         def map_back(x: Array) -> Array:
             x = activate(self.config.hidden_act, x)
             x = dropout(x, self.config.activation_dropout, fold(randomness, LAYER_ACTIVATION))

@@ -20,6 +20,7 @@ PRODUCT = "product"
 CONV_NORM_EPS = 1e-5
 """Epsilon of the norms of the front end: PyTorch's default, whatever `layer_norm_eps` says."""
 
+
 def _gelu(x: Array) -> Array:
     """`x` times the normal distribution function of `x` (Hendrycks and Gimpel 2016), in float32, as PyTorch has it.
 
@@ -51,7 +52,11 @@ def _activate_forward(name: str, x: Array) -> tuple[Array, Array]:
 
 
 def _activate_backward(name: str, x: Array, gradient: Array) -> tuple[Array]:
-    return jax.vjp(_ACTIVATIONS[name], jax.lax.optimization_barrier(x))[1](gradient)
+    if jax.default_backend() == "cpu":
+        # A gradient that also computes the activation again would share its dearest part with it, and XLA would write
+        # that part to memory here instead of computing it twice.
+        x = jax.lax.optimization_barrier(x)
+    return jax.vjp(_ACTIVATIONS[name], x)[1](gradient)
 
 
 activate.defvjp(_activate_forward, _activate_backward)

@@ -2,7 +2,7 @@
 
 Every draw is made per row, from that row's own key, so that a clip meets the same noise whatever other clips are in its
 batch, and whatever micro-batch or device it is in. More padding changes no draw either, with one exception: dropout of
-attention probabilities draws over [heads, frames, frames], so other padding gives other draws there, of the same
+attention probabilities draws over [frames, frames] for each head, so other padding gives other draws there, of the same
 distribution. Each purpose folds its own fixed integer into the key.
 """
 

@@ -1,8 +1,8 @@
 """The positional convolution: a wide grouped convolution over frames, with a gradient and a partitioning of its own.
 
-XLA's weight gradient of a wide grouped convolution is about fifteen times slower than the one matrix product per tap
-that is written here, and on several devices XLA gathers the whole batch on each of them for any convolution with
-1 < groups < channels (openxla/xla issue 47945), which `jax.shard_map` avoids.
+XLA's weight gradient of a wide grouped convolution on a CPU is more than fifteen times slower than the one matrix
+product per group that is written here, and on several devices XLA gathers the whole batch on each of them for any
+convolution with 1 < groups < channels (openxla/xla issue 47945), which `jax.shard_map` avoids.
 """
 
 import functools

@@ -20,8 +20,9 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 }
 """What a layer keeps for its gradient, by name.
 
-`none`: everything (fastest, most memory). `full`: only its input; the rest is computed again, which costs one more
-forward pass. `dots`: the results of its linear maps; only what is cheap, and the attention scores, is computed again.
+`none`: everything but the attention scores and the feed-forward's activation (fastest, most memory). `full`: only its
+input; the rest is computed again, which costs one more forward pass. `dots`: the results of its linear maps; only what
+is cheap, and the attention scores, is computed again.
 """
 
 

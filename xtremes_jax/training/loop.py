@@ -196,6 +196,7 @@ def fit(
                 report.first_step_seconds = time.perf_counter() - begun
                 hooks.started(report)
             epoch, epoch_ended = epoch_of(progress.step)
+            progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
             log_now = schedule.is_log_due(progress.step, epoch_ended)
             meter = _settle(meter, report, progress.step, epoch, log_now, schedule, hooks)
             hooks.advance()
