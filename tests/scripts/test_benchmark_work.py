@@ -14,13 +14,16 @@ from xtremes_jax.models.model import merge
 
 @pytest.mark.parametrize("head", ["ctc", "classification"])
 def test_flops_are_those_that_xla_counts(head):
-    """With one layer a scanned body is counted once as it should be; what is not a product is a few per cent."""
+    """With one layer a scanned body is counted once as it should be; what is not a product is a few per cent.
+
+    So are the products with padding of the positional convolution, which XLA does not count; in short clips they are more.
+    """
     config = dataclasses.replace(Work("base", head=head).model_config(), num_hidden_layers=1)
     graphdef, params = split_params(abstract_model(config))
-    audio = jax.ShapeDtypeStruct((2, 8_000), np.int16)
+    audio = jax.ShapeDtypeStruct((2, 48_000), np.int16)
     compiled = jax.jit(lambda params, audio: merge(graphdef, params)(audio).logits).lower(params, audio).compile()
     counted = compiled.cost_analysis()["flops"]
-    assert forward_flops(config, 2, 8_000).total == pytest.approx(counted, rel=0.05)
+    assert forward_flops(config, 2, 48_000).total == pytest.approx(counted, rel=0.05)
 
 
 def test_a_training_step_costs_three_forward_passes_less_the_frozen_part():
