@@ -16,7 +16,7 @@ from xtremes_jax.models.model import merge
 def test_flops_are_those_that_xla_counts(head):
     """With one layer a scanned body is counted once as it should be; what is not a product is a few per cent.
 
-    So are the products with padding of the positional convolution, which XLA does not count; in short clips they are more.
+    So are the positional convolution's products with padding, which XLA does not count: more of all in shorter clips.
     """
     config = dataclasses.replace(Work("base", head=head).model_config(), num_hidden_layers=1)
     graphdef, params = split_params(abstract_model(config))
