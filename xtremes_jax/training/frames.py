@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from xtremes_jax.batch import Batch
 from xtremes_jax.training.accumulation import join_micro_batches, split_micro_batches
+from xtremes_jax.training.devices import compiler_options
 from xtremes_jax.training.sharding import batch_sharding
 from xtremes_jax.training.step import join
 
@@ -32,4 +33,4 @@ def make_frames_step(*, graphdef, accumulation: int, mesh: Mesh) -> Callable[...
             return extract(batch)
         return join_micro_batches(jax.lax.map(extract, split_micro_batches(batch, accumulation)))
 
-    return jax.jit(frames_step, out_shardings=batch_sharding(mesh))
+    return jax.jit(frames_step, out_shardings=batch_sharding(mesh), compiler_options=compiler_options())

@@ -20,6 +20,7 @@ from xtremes_jax.models import (
 )
 from xtremes_jax.training.accumulation import accumulate, split_micro_batches
 from xtremes_jax.training.contrastive import LARGEST_LOGIT_SCALE, pair_value_and_grad
+from xtremes_jax.training.devices import compiler_options
 from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
 from xtremes_jax.training.sharding import replicated
@@ -161,7 +162,8 @@ def make_train_step(
         )
         return new_state, metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_sharding, replicated(mesh)))
+    outputs = (state_sharding, replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
 
 
 def _update_count(state: TrainState):
@@ -196,7 +198,7 @@ def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Float[Array, "batc
     def embed_step(trainable, frozen, batch: Batch) -> Float[Array, "batch embedding"]:
         return join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths).logits
 
-    return jax.jit(embed_step, out_shardings=replicated(mesh))
+    return jax.jit(embed_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def make_eval_step(
@@ -231,7 +233,7 @@ def make_eval_step(
             lengths = jnp.ones_like(batch.label_lengths)
         return Prediction(ids, lengths, objective.loss_sum(output, batch), objective.count(batch))
 
-    return jax.jit(eval_step, out_shardings=replicated(mesh))
+    return jax.jit(eval_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def _translate(model, objective: Objective, batch: Batch, generation: GenerationConfig) -> Prediction:
