@@ -7,6 +7,8 @@ import jax
 
 from xtremes_jax.training.compilation_cache import use_compilation_cache
 
+_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": 512}
+
 
 def configure_jax(
     *, use_cpu: bool, tf32: bool | None, compilation_cache_dir: str | None, default_cache_root: Path
@@ -33,14 +35,13 @@ def compiler_options() -> dict[str, str | int] | None:
     On CPUs XLA orders a program for many operations at a time, which keeps more arrays at once; a step's operations use
     all cores by themselves, one after the other. And it uses half of the width of AVX-512 unless told otherwise.
     """
-    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": 512}
     if jax.default_backend() != "cpu":
         return None
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:
         return None  # an XLA that does not have this option
-    return options
+    return _CPU_OPTIONS
 
 
 def describe_devices() -> str:
