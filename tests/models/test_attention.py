@@ -116,6 +116,13 @@ def test_rows_of_length_zero_are_finite_with_their_gradients(rate, dtype, rng):
     assert all(np.isfinite(np.asarray(gradient, np.float32)).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("rows, frames", [(0, 9), (3, 0)])
+def test_no_rows_and_no_keys(rows, frames, rng):
+    query, key = (jnp.asarray(rng.standard_normal((rows, n, 2, 4)), jnp.float32) for n in (5, frames))
+    mixed = attend(query, key, key, jnp.zeros(rows, jnp.int32))
+    np.testing.assert_array_equal(mixed, np.zeros((rows, 5, 2, 4)))
+
+
 def test_dropout_drops_probabilities_and_keeps_their_mean(rng):
     query, key, value = map(jnp.asarray, draw(rng))
     exact = attend(query, key, value, None)
