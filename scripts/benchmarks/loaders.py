@@ -94,7 +94,7 @@ class Ours:
         with self.loader.iterate() as stream:
             for loaded in itertools.islice(stream, count):
                 assert not loaded.skipped, loaded.skipped
-                yield loaded.audio_seconds, sum(array.nbytes for array in loaded.batch)
+                yield loaded.audio_seconds, sum(array.nbytes for array in loaded.batch if array is not None)
 
     def decode(self, clip: int) -> np.ndarray:
         """`[samples]` of one clip."""
