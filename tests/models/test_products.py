@@ -28,6 +28,13 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request, monkeypatch):
+    """Takes the way of another platform: it is computed here all the same."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("name", CASES)
 def test_float32_gradients_are_those_of_the_plain_product(name, rng):
     ours, plain, *shapes = CASES[name]
@@ -42,6 +49,7 @@ def test_float32_gradients_are_those_of_the_plain_product(name, rng):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize(
     ("product", "parameter_shape"),
     [

@@ -56,10 +56,21 @@ WHOLE_PARAMETERS = [
     dict(head="translation", accumulation=2),
     dict(head="retrieval", accumulation=2),
 ]
+ON_ACCELERATORS = [
+    dict(head="ctc", freeze_feature_encoder=False),
+    dict(head="classification", freeze_feature_encoder=False, fsdp=8),
+]
 SPLIT_PARAMETERS = [
     dict(head="ctc", fsdp=8),
     dict(head="classification", fsdp=4, accumulation=2, dtype="bfloat16", freeze_feature_encoder=False),
 ]
+
+
+def test_products_as_accelerators_have_them_send_no_more():
+    """The front end's gradients are other programs there than on a CPU; here they are compiled for one all the same."""
+    pretend = "    jax.default_backend = lambda: 'tpu'\n"
+    printed = run_on_eight_devices(SMALL + pretend + COLLECTIVES.replace("SETTINGS", repr(ON_ACCELERATORS)))
+    assert printed.splitlines()[-1] == "as expected"
 
 
 @pytest.mark.parametrize("settings", [WHOLE_PARAMETERS, SPLIT_PARAMETERS], ids=["whole", "split"])

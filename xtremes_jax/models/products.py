@@ -41,9 +41,12 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 def _summed_product(x: Float[Array, "*rows inputs"], gradient: Float[Array, "*rows outputs"]) -> Array:
     """The gradient `[inputs, outputs]` of a kernel: products summed over all rows, in float32."""
-    # As matrices: XLA's CPU backend would transpose arrays of more axes in memory before it multiplies them.
-    x, gradient = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
-    return jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    if jax.default_backend() == "cpu":
+        # As matrices: XLA's CPU backend would transpose arrays of more axes in memory before it multiplies them.
+        # On a TPU it is the reshaping that copies, as rows of frames are not whole tiles.
+        x, gradient = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
@@ -90,10 +93,28 @@ def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tupl
 def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     transpose = jax.linear_transpose(lambda x: _convolution(x, whole(kernel.astype(x.dtype)), stride), x)
-    # The kernel's gradient is one matrix product of the output's gradient with the inputs that each frame saw.
-    width, reach = kernel.shape[0], stride * (gradient.shape[1] - 1) + 1
-    seen = jnp.concatenate([x[:, tap : tap + reach : stride] for tap in range(width)], axis=2)
-    return transpose(gradient)[0], _summed_product(seen, gradient).reshape(kernel.shape)
+    return transpose(gradient)[0], _kernel_gradient(x, gradient, kernel.shape[0], stride)
+
+
+def _kernel_gradient(
+    x: Float[Array, "batch steps inputs"], gradient: Float[Array, "batch frames outputs"], width: int, stride: int
+) -> Float[Array, "width inputs outputs"]:
+    """The gradient of a convolution's kernel, summed over rows and frames in float32."""
+    last = stride * (gradient.shape[1] - 1)
+    if jax.default_backend() == "cpu":
+        # One product of the output's gradient with the inputs that each frame saw; a CPU convolves slowly this way.
+        seen = jnp.concatenate([x[:, tap : tap + last + 1 : stride] for tap in range(width)], axis=2)
+        return _summed_product(seen, gradient).reshape(width, x.shape[2], gradient.shape[2])
+    # As a convolution of the inputs with the gradient, which takes the place of the kernel: nothing is copied.
+    return jax.lax.conv_general_dilated(
+        x[:, : last + width],
+        gradient,
+        (1,),
+        "VALID",
+        rhs_dilation=(stride,),
+        dimension_numbers=("CWN", "IWO", "WNC"),
+        preferred_element_type=jnp.float32,
+    )
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
