@@ -1,11 +1,12 @@
 """What a person sees while a run goes on: log lines, a progress bar, one line an evaluation, the table at the end."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -68,6 +69,15 @@ def run_command(
         print(f"Stopped by {interruption}{again}", file=sys.stderr)
         return interruption.status
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with an exit status; at once after a signal, as threads of the compiler may need minutes."""
+    if status > 128:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 class Bar:

@@ -69,11 +69,11 @@ def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Check
     """Where the checkpoint to go on from lies, and its global step; (None, 0) if the run begins anew.
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: there is no such checkpoint, or none that is undamaged.
     """
     if wanted not in (None, "True", "true"):
         return Checkpoints.at(wanted)
-    step = checkpoints.latest()
+    step = checkpoints.newest_sound()
     if wanted is not None and step is None:
         raise InputError(f"--resume_from_checkpoint: there is no checkpoint in {checkpoints.directory}.")
     return (None, 0) if step is None else (checkpoints, step)
@@ -91,6 +91,12 @@ def go_back_to_best(metric: str, course: Course, state: TrainState) -> TrainStat
         logger.warning(
             "--load_best_model_at_end: the best checkpoint (step %d, %s %.4f) is no longer in %s, so the run ends with "
             "its last parameters.", best.step, metric, best.score, checkpoints.directory,
+        )  # fmt: skip
+        return state
+    if wrong := checkpoints.damage(best.step):
+        logger.warning(
+            "--load_best_model_at_end: the best checkpoint (step %d, %s %.4f) is damaged: %s. The run ends with its "
+            "last parameters.", best.step, metric, best.score, wrong,
         )  # fmt: skip
         return state
     logger.info("Going back to the best checkpoint: step %d, %s %.4f", best.step, metric, best.score)

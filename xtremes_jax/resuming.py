@@ -10,20 +10,21 @@ from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.course import Course
 from xtremes_jax.errors import InputError
+from xtremes_jax.training.loop import Note
 from xtremes_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
-def resume(arguments: Arguments, corpus: Corpus, course: Course, network: Network) -> tuple[TrainState, bool]:
-    """The state to start from, and whether its evaluation is still owed. The course's `best` is filled in.
+def resume(arguments: Arguments, corpus: Corpus, course: Course, network: Network) -> tuple[TrainState, Note]:
+    """The state to start from, and what its checkpoint says of the loop. The course's `best` is filled in.
 
     Raises:
         InputError: the checkpoint was trained on another vocabulary or other classes.
     """
     source, step, checkpoints, best = course.source, course.begin, course.checkpoints, course.best
     if source is None:
-        return course.optimization.first_state(network), False
+        return course.optimization.first_state(network), Note()
     # A checkpoint takes their place: freed first, so that two copies are never held at once.
     jax.tree.map(lambda array: array.delete(), (network.trainable, network.frozen))
     state, progress = source.restore(step, course.optimization.abstract_state)
@@ -38,7 +39,7 @@ def resume(arguments: Arguments, corpus: Corpus, course: Course, network: Networ
     same_metric = progress["arguments"]["metric_for_best_model"] == arguments.training.metric_for_best_model
     if same_metric and progress["best"]["step"] in checkpoints.steps():
         best.step, best.score = progress["best"]["step"], progress["best"]["score"]
-    return state, progress.get("evaluation_owed", False)
+    return state, Note(**progress["loop"])
 
 
 def labels_of(corpus: Corpus) -> Any:

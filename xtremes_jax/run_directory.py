@@ -12,16 +12,18 @@ from xtremes_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+BATCHES = "batches.jsonl"
 METRICS = "metrics.jsonl"
 RECORD = "run.json"
 SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
 _LOCK = ".lock"
 
-_LEFT_BY_AN_UNFINISHED_RUN = {CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
+_LEFT_BY_AN_UNFINISHED_RUN = {BATCHES, CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
 """What a run writes before it has trained: such a directory may be used again without asking."""
 
 _LEFT_BY_A_FINISHED_RUN = (
+    BATCHES,
     METRICS,
     RECORD,
     "*_results.json",

@@ -29,7 +29,7 @@ from xtremes_jax.starting import starting_point
 from xtremes_jax.startup import StartUp, process_begun
 from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.devices import configure_jax
-from xtremes_jax.training.loop import FitReport, Hooks, Schedule, fit
+from xtremes_jax.training.loop import FitReport, Hooks, Note, Schedule, fit
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import make_train_step
@@ -129,11 +129,11 @@ def train(
         Interrupted: a signal came; the state is saved.
     """
     course = make_course(arguments, network, corpus, directory)
-    with make_step(arguments, network, course.optimization) as step:
+    with make_step(arguments, network, course.optimization, stop) as step:
         state, report = run_loop(arguments, network, corpus, course, step, scorers, directory, skipped, stop, startup)
-    if report.interrupted:
-        course.checkpoints.close()
-        stop.check()
+        if report.interrupted:
+            course.checkpoints.close()
+            stop.check()
     results = train_results(report, state, course, step) | startup.results()
     results["train_samples"] = len(corpus.splits["train"])
     if not report.steps:
@@ -164,7 +164,7 @@ def run_loop(
         # Compiled while the state is read or made and the loader warms up.
         shapes = course.loader.shapes(begin, total_steps - begin)
         step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
-        state, owed = resume(arguments, corpus, course, network)
+        state, note = resume(arguments, corpus, course, network)
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
         if cache is not None:
             resources.callback(cache.close)
@@ -196,7 +196,7 @@ def run_loop(
                 hooks=hooks,
                 stop=stop,
                 epoch_of=course.epoch_of,
-                owed=owed and "eval" in scorers,
+                note=note if "eval" in scorers else dataclasses.replace(note, evaluation_owed=False),
             )
 
 
@@ -206,7 +206,7 @@ def read_results(directory: Path, name: str = "all_results.json") -> dict[str, A
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def make_step(arguments: Arguments, network: Network, optimization: Optimization) -> CompiledAhead:
+def make_step(arguments: Arguments, network: Network, optimization: Optimization, stop: StopRequest) -> CompiledAhead:
     """The training step of these arguments; XLA compiles it once for each shape of a batch."""
     training = arguments.training
     step = make_train_step(
@@ -221,7 +221,8 @@ def make_step(arguments: Arguments, network: Network, optimization: Optimization
         mesh=network.mesh,
         state_sharding=optimization.state_sharding,
     )
-    return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,))
+    waiting = functools.partial(stop.deferred, wait=False)
+    return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,), waiting=waiting)
 
 
 def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
@@ -271,7 +272,7 @@ def make_hooks(
         console.show_evaluation(step, epoch, scored, task)
         return scored.metrics.get(training.metric_for_best_model)
 
-    def save(state: TrainState, step: int, score: float | None, owed: bool) -> None:
+    def save(state: TrainState, step: int, score: float | None, note: Note) -> None:
         # Only what is saved can be gone back to, so only that can be best.
         course.best.offer(step, score, training.greater_is_better)
         progress = {
@@ -279,15 +280,19 @@ def make_hooks(
             "arguments": describe(arguments),
             "labels": labels_of(corpus),
             "devices": jax.device_count(),
-            "evaluation_owed": owed,
+            "loop": dataclasses.asdict(note),
         }
+        log.sync()
         course.checkpoints.save(step, state, progress)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
         log.write("train", step, epoch, values)
         bar.show(step, epoch, values)
 
-    return Hooks(log=write_log, evaluate=evaluate, save=save, skipped=skipped.add, advance=bar.advance, started=started)
+    return Hooks(
+        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, skipped=skipped.add, advance=bar.advance,
+        started=started,
+    )  # fmt: skip
 
 
 def train_results(report: FitReport, state: TrainState, course: Course, step: CompiledAhead) -> dict[str, Any]:
@@ -315,4 +320,4 @@ def train_results(report: FitReport, state: TrainState, course: Course, step: Co
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.leave(main())

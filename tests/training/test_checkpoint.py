@@ -1,5 +1,13 @@
 """Checkpoints through real Orbax directories."""
 
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,12 +32,12 @@ def abstract(state):
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, rng):
     state = make_state(rng)._replace(step=jnp.asarray(7, jnp.int32))
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest() is None
+    assert checkpoints.newest_sound() is None
     checkpoints.save(7, state, {"best_score": 0.5, "note": "é"})
     checkpoints.close()
 
     again = Checkpoints(tmp_path / "checkpoints")
-    restored, progress = again.restore(again.latest(), abstract(state))
+    restored, progress = again.restore(again.newest_sound(), abstract(state))
     assert progress == {"best_score": 0.5, "note": "é"}
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -85,3 +93,108 @@ def test_other_shapes_and_missing_steps_are_named(tmp_path, rng):
     ):
         checkpoints.restore(1, abstract(make_state(rng, width=6)))
     checkpoints.close()
+
+
+def damaged(folder, kind, rng):
+    """Changes one file below a folder: a bit, its length, or that it is there; says which."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    file = files[rng.integers(len(files))]
+    data = bytearray(file.read_bytes())
+    if kind == "flipped":
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(data)
+    elif kind == "cut":
+        file.write_bytes(data[: rng.integers(len(data))])
+    elif kind == "missing":
+        file.unlink()
+    else:
+        shutil.rmtree(file.parent)
+    return kind, str(file.relative_to(folder))
+
+
+def test_200_damaged_checkpoints_are_detected_or_harmless(tmp_path, rng, caplog):
+    """The newest of two is damaged: the one before it is used, or what is read is what was written."""
+    states, sound = {2: make_state(rng), 3: make_state(rng)}, tmp_path / "sound"
+    checkpoints = Checkpoints(sound)
+    for step, state in states.items():
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.close()
+
+    found = collections.Counter()
+    for turn in range(200):
+        copy = tmp_path / str(turn)
+        shutil.copytree(sound, copy)
+        kind = ("flipped", "cut", "missing", "folder missing")[turn % 4]
+        case = damaged(copy / "3", kind, rng)
+        found["gone"] += not (copy / "3").exists()
+        checkpoints = Checkpoints(copy)
+        step = checkpoints.newest_sound()
+        restored, progress = checkpoints.restore(step, abstract(states[2]))
+        for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(states[step]), strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=str(case))
+        assert progress == {"step": step}, case
+        if step == 2:  # the run goes on, and makes the other one again
+            checkpoints.delete_after(2)
+            checkpoints.save(3, states[3], {})
+            checkpoints.wait()
+            assert checkpoints.damage(3) is None, case
+        found[step] += 1
+        checkpoints.close()
+        shutil.rmtree(copy)
+    assert found[2] > 120 and caplog.text.count("is damaged") == found[2] - found["gone"]
+
+
+def test_if_all_are_damaged_nothing_is_begun_anew(tmp_path, rng):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, make_state(rng), {})
+    checkpoints.close()
+    (tmp_path / "4" / "progress" / "metadata").write_text("{} ")
+    with pytest.raises(InputError, match=r"Every checkpoint in .* step 4: progress/metadata has 3 bytes in place of 2"):
+        Checkpoints(tmp_path).newest_sound()
+    with pytest.raises(InputError, match=r"--resume_from_checkpoint .*4 is damaged: progress/metadata has 3 bytes"):
+        Checkpoints.at(tmp_path / "4")
+
+
+def test_a_link_in_a_checkpoint_is_not_followed(tmp_path, rng):
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(4, make_state(rng), {})
+    checkpoints.close()
+    metadata = tmp_path / "run" / "4" / "progress" / "metadata"
+    metadata.rename(tmp_path / "elsewhere")
+    metadata.symlink_to(tmp_path / "elsewhere")
+    assert "metadata is a link" in checkpoints.damage(4)
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    import numpy as np
+    from test_checkpoint import make_state
+    from xtremes_jax.errors import InputError
+    from xtremes_jax.training.checkpoint import Checkpoints
+
+    rng = np.random.default_rng(0)
+    checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
+    checkpoints.save(1, make_state(rng), {})
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))  # of each file, as a full disk would
+    try:
+        checkpoints.save(2, make_state(rng, width=30_000), {})
+        checkpoints.close()
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(tmp_path, rng):
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert f"A checkpoint could not be written to {tmp_path}" in done.stdout and "File too large" in done.stdout
+    assert "The last complete checkpoint is that of step 1." in done.stdout
+
+    again = Checkpoints(tmp_path)
+    assert again.newest_sound() == 1
+    again.save(2, make_state(rng), {})
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing is left of the failed one

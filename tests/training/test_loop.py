@@ -1,8 +1,11 @@
 """When the loop logs, evaluates, saves and stops, with a step that only counts."""
 
 import dataclasses
+import json
 import os
 import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import pytest
 from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.ahead import CompilationFailed
-from xtremes_jax.training.loop import Hooks, Schedule, fit
+from xtremes_jax.training.loop import Hooks, Meter, Note, Schedule, fit
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.step import StepMetrics
 
@@ -22,7 +25,7 @@ def fake_batches(start=0):
     while True:
         yield SimpleNamespace(
             batch=Batch(np.ones((2, 100 + step % 2)), *[np.ones((2, 3))] * 5), skipped=(), clips=2, audio_seconds=3.0,
-            padded_seconds=4.0, data_wait_s=0.0, global_step=step,
+            padded_seconds=4.0, data_wait_s=0.0, global_step=step, sample_ids=(2 * step, 2 * step + 1),
         )  # fmt: skip
         step += 1
 
@@ -41,15 +44,25 @@ def fake_step(finite=lambda step: True):
     return step
 
 
+NOTHING = Note()
+
+
 class Diary:
     """Hooks that write down what they were called with."""
 
     def __init__(self, on_evaluate=lambda step: None, on_skipped=lambda: None):
         self.logged, self.evaluated, self.saved, self.owed, self.advanced = [], [], [], [], 0
+        self.consumed, self.notes = [], {}
         self._on_evaluate, self._on_skipped = on_evaluate, on_skipped
 
     def hooks(self) -> Hooks:
-        return Hooks(log=self.log, evaluate=self.evaluate, save=self.save, skipped=self.skipped, advance=self.advance)
+        return Hooks(
+            log=self.log, evaluate=self.evaluate, save=self.save, consumed=self.consume, skipped=self.skipped,
+            advance=self.advance,
+        )  # fmt: skip
+
+    def consume(self, step, sample_ids):
+        self.consumed.append((step, sample_ids))
 
     def log(self, step, epoch, values):
         self.logged.append((step, values["loss"]))
@@ -59,9 +72,10 @@ class Diary:
         self._on_evaluate(step)
         return step / 100
 
-    def save(self, state, step, score, owed):
+    def save(self, state, step, score, note):
         self.saved.append((step, score))
-        self.owed += [step] * owed
+        self.owed += [step] * note.evaluation_owed
+        self.notes[step] = json.loads(json.dumps(dataclasses.asdict(note)))  # as a checkpoint holds it
 
     def skipped(self, clips):
         self._on_skipped()
@@ -70,12 +84,12 @@ class Diary:
         self.advanced += 1
 
 
-def run(diary, *, start=0, steps_per_epoch=4, stop=None, step=None, owed=False, **schedule):
+def run(diary, *, start=0, steps_per_epoch=4, stop=None, step=None, note=NOTHING, **schedule):
     return fit(
         start, start_step=start, train_step=step or fake_step(), batches=fake_batches(start),
         schedule=Schedule(**{"logging_steps": 2, "eval_steps": None, "save_steps": None, **schedule}),
         hooks=diary.hooks(), stop=stop or StopRequest(),
-        epoch_of=lambda done: (done / steps_per_epoch, done % steps_per_epoch == 0), owed=owed,
+        epoch_of=lambda done: (done / steps_per_epoch, done % steps_per_epoch == 0), note=note,
     )  # fmt: skip
 
 
@@ -170,7 +184,9 @@ def test_a_signal_in_the_last_evaluation_stops_the_run_too():
 @pytest.mark.parametrize("total_steps, evaluated", [(3, [3]), (7, [3, 6])])
 def test_an_evaluation_that_is_owed_comes_first(total_steps, evaluated):
     diary = Diary()
-    _, report = run(diary, start=3, total_steps=total_steps, owed=True, eval_steps=3, save_steps=3)
+    _, report = run(
+        diary, start=3, total_steps=total_steps, note=Note(evaluation_owed=True), eval_steps=3, save_steps=3
+    )
     assert diary.evaluated == evaluated and diary.owed == [] and not report.interrupted
     assert diary.saved[: len(evaluated)] == [(step, step / 100) for step in evaluated]
 
@@ -259,3 +275,70 @@ def test_scalars_are_read_when_they_are_logged_and_not_before():
     run(diary, total_steps=9, step=step, logging_steps=4)
     assert len(done) == 9 and sorted(set(reads)) == list(range(1, 10))
     assert [at for at, _ in diary.logged] == [4, 8, 9]
+
+
+def test_lines_of_a_run_that_stops_between_them_are_as_if_it_had_not():
+    """Steps before and after the stop share a log line, the mean of all losses, and the list of clips."""
+    whole, first, second = Diary(), Diary(), Diary()
+    _, expected = run(whole, total_steps=7, logging_steps=3)
+
+    stop = StopRequest()
+    with stop, stop.deferred():
+        ends_it = dataclasses.replace(
+            first.hooks(), advance=lambda: first.saved or os.kill(os.getpid(), signal.SIGUSR1)
+        )
+        state, report = fit(
+            0, start_step=0, train_step=fake_step(), batches=fake_batches(), hooks=ends_it, stop=stop,
+            schedule=Schedule(total_steps=7, logging_steps=3, eval_steps=None, save_steps=100),
+            epoch_of=lambda done: (done / 4, False),
+        )  # fmt: skip
+    assert report.interrupted and stop.received == signal.SIGUSR1 and first.logged == []
+    assert first.saved == [(state, None)] and state == 1
+
+    note = first.notes[1]
+    _, report = run(second, start=1, note=Note(**note), total_steps=7, logging_steps=3)
+    assert first.logged + second.logged == whole.logged == [(3, 1.0), (6, 4.0), (7, 6.0)]
+    assert first.consumed + second.consumed == whole.consumed
+    assert (report.loss_sum, report.logged_steps) == (expected.loss_sum, expected.logged_steps) == (21.0, 7)
+
+
+def test_the_clock_of_a_log_line_goes_on_where_it_stopped(monkeypatch):
+    diary, noted = Diary(), {}
+    run(diary, total_steps=2, logging_steps=5, save_steps=1)
+    noted = diary.notes[1]["unlogged"]
+    assert noted["audio_seconds"] == 3.0 and noted["padded_seconds"] == 4.0 and len(noted["metrics"]) == 1
+    now = time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert Meter.going_on(noted | {"elapsed": 12.5}).summary()["audio_seconds_per_second"] == 3.0 / 12.5
+
+
+@pytest.mark.parametrize("where", ["batch", "program"])
+def test_a_signal_ends_the_waiting_for_a_batch_or_a_program(where):
+    """What is waited for never comes: only the signal ends it."""
+
+    def wait_for_ever():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Event().wait(60)
+
+    def batches():
+        source = fake_batches()
+        yield next(source)
+        if where == "batch":
+            wait_for_ever()
+        yield next(source)
+
+    stop, diary, counting = StopRequest(), Diary(), fake_step()
+
+    def step(state, batch):
+        if where == "program" and state == 1:
+            with stop.deferred(wait=False):
+                wait_for_ever()
+        return counting(state, batch)
+
+    with stop, stop.deferred():
+        state, report = fit(
+            0, start_step=0, train_step=step, batches=batches(), hooks=diary.hooks(), stop=stop,
+            schedule=Schedule(total_steps=9, logging_steps=3, eval_steps=None, save_steps=100),
+            epoch_of=lambda done: (done / 4, False),
+        )  # fmt: skip
+    assert state == 1 and report.interrupted and diary.saved == [(1, None)]

@@ -60,6 +60,8 @@ class LoadedBatch:
     """Planned audio in the global batch, without padding."""
     padded_seconds: float
     """Length of the global batch as computed, rows x bucket: audio, padding and filler rows."""
+    sample_ids: tuple[int, ...] = ()
+    """Planned clips in the global batch: their rows in the dataset, in the order of the batch."""
 
 
 class TrainLoader:
@@ -245,7 +247,7 @@ class BatchStream(Iterator[LoadedBatch]):
 
     def __init__(self, reader: Reader, first: int, count: int, num_workers: int, prefetch: int, sharding: Any):
         """Steps `first` ... `first + count - 1` of a reader; the other arguments are `TrainLoader`'s."""
-        self._schedule, self._sharding = reader.schedule, sharding
+        self._schedule, self._ids, self._sharding = reader.schedule, reader.split.rows, sharding
         self._step, self._end = first, first + count
         # In a list, so that closing can let go of it: grain closes again in __del__, with errors if that is at exit.
         self._opened = [iter(_decoded_ahead(Steps(reader, first, count), num_workers, prefetch))]
@@ -269,7 +271,8 @@ class BatchStream(Iterator[LoadedBatch]):
         audio = int(self._schedule.num_samples[planned.indices].sum()) / SAMPLE_RATE
         padded = planned.rows * planned.bucket_samples / SAMPLE_RATE
         self._step += 1
-        return LoadedBatch(self._step - 1, epoch, batch, skipped, wait, len(planned.indices), audio, padded)
+        ids = tuple(self._ids[planned.indices].tolist())
+        return LoadedBatch(self._step - 1, epoch, batch, skipped, wait, len(ids), audio, padded, ids)
 
     def close(self) -> None:
         """Stops threads and workers and waits for them; the stream ends here. May be called again."""

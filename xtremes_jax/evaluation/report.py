@@ -3,9 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -49,6 +49,8 @@ def _plain(value: Any) -> Any:
 class RunLog:
     """Appends a run's numbers to `metrics.jsonl` and, when asked, to TensorBoard event files.
 
+    The clips of every step go to `batches.jsonl`.
+
     Args:
         directory: the run's output directory.
         tensorboard_dir: where to write TensorBoard events; None writes none.
@@ -57,26 +59,13 @@ class RunLog:
 
     def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int):
         self.path = directory / "metrics.jsonl"
-        self._keep_until(resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = _continued(self.path, resume_step)
+        self._batches = _continued(directory / "batches.jsonl", resume_step)
         self._writer = None
         if tensorboard_dir is not None:
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(tensorboard_dir), purge_step=resume_step + 1 if resume_step else None)
-
-    def _keep_until(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        rows = []
-        for line in self.path.read_text("utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the torn last line of a run that was killed while writing; its step is run again
-            if row.get("step", 0) <= step and step > 0:
-                rows.append(row)
-        write_jsonl(self.path, rows)
 
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Writes a line. `kind` is "train" or a split's prefix ("eval", "predict")."""
@@ -89,11 +78,39 @@ class RunLog:
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
             self._writer.flush()
 
+    def write_batch(self, step: int, sample_ids: Sequence[int]) -> None:
+        """Writes down which clips a step is made with: `sample_ids` are rows of the dataset."""
+        self._batches.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
+        self._batches.flush()
+
+    def sync(self) -> None:
+        """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them."""
+        for file in (self._file, self._batches):
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
+        self._batches.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _continued(path: Path, step: int) -> TextIO:
+    """A file of JSON lines, opened to go on after `step`: lines of later steps are dropped, torn ones too."""
+    if path.exists():
+        write_jsonl(path, [row for row in _whole_lines(path) if step > 0 and row.get("step", 0) <= step])
+    return path.open("a", encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the torn last line of a run that was killed while writing; its step is run again
+        if isinstance(row, dict):
+            yield row
 
 
 def results_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,8 +8,9 @@ What evaluation runs comes after what training does, in the same threads.
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -68,9 +69,20 @@ class CompiledAhead:
         mesh: what it is compiled under.
         leading: arrays, or `jax.ShapeDtypeStruct` with shardings, of the arguments before the batch.
         workers: programs compiled at a time.
+        waiting: context entered while a call waits for its program, in which a signal may raise `Interrupted`: nothing
+            has been done to the call's arguments by then.
     """
 
-    def __init__(self, step: Any, *, mesh: Mesh, leading: tuple[Any, ...], workers: int | None = None):
+    def __init__(
+        self,
+        step: Any,
+        *,
+        mesh: Mesh,
+        leading: tuple[Any, ...],
+        workers: int | None = None,
+        waiting: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self._waiting = waiting
         self._step, self._mesh, self._leading = step, mesh, jax.tree.map(_abstract, leading)
         self._workers = worker_count() if workers is None else workers
         self._pool: ThreadPoolExecutor | None = None
@@ -101,11 +113,13 @@ class CompiledAhead:
 
         Raises:
             CompilationFailed: its program could not be compiled, and not at a second try either.
+            Interrupted: by a signal, while it waited for its program.
         """
         shape = shape_of(arguments[-1])
         program = self.programs.get(shape)
         if program is None:
-            program = self._wait(shape, arguments[-1])
+            with self._waiting():
+                program = self._wait(shape, arguments[-1])
         return program.run(*arguments)
 
     @property
@@ -118,17 +132,18 @@ class CompiledAhead:
         """Programs that came from the persistent compilation cache, so far."""
         return sum(program.cached for program in list(self.programs.values()))
 
-    def close(self) -> None:
-        """Leaves what has not been begun; waits for what is being compiled. May be called again."""
+    def close(self, wait: bool = True) -> None:
+        """Leaves what has not been begun, and waits for what is being compiled if asked to. May be called again."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=wait, cancel_futures=True)
             self._pool = None
 
     def __enter__(self) -> "CompiledAhead":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Who stops a run does not give it the minutes that a compiler may take.
+        self.close(wait=kind is None or not issubclass(kind, Interrupted))
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

@@ -1,14 +1,23 @@
 """Checkpoints of a run, through Orbax: the training state, and beside it what the state alone does not tell."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.training.sealing import RestoreJson, RestoreState, SaveJson, SaveState, SealedJson, SealedState, damage
 from xtremes_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+_ITEMS = {"state": SealedState, "progress": SealedJson}
+"""The parts of a checkpoint and what reads and writes them."""
 
 
 class _Keep:
@@ -53,7 +62,7 @@ class Checkpoints:
             cleanup_tmp_directories=create,
         )
         # Given here and not only with each call, so that a fresh manager can read the metadata of an old run.
-        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        handlers = {name: handler() for name, handler in _ITEMS.items()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @classmethod
@@ -68,12 +77,14 @@ class Checkpoints:
             path.parent if path.name.isdigit() else path / "checkpoints" if (path / "checkpoints").is_dir() else path
         )
         found = cls(parent, create=False) if parent.is_dir() else None
-        step = int(path.name) if path.name.isdigit() else found.latest() if found else None
+        step = int(path.name) if path.name.isdigit() else found.newest_sound() if found else None
         if found is None or step is None or step not in found.steps():
             raise InputError(
                 f"--resume_from_checkpoint {path}: there is no checkpoint. Name a run's output directory or one of the "
                 "numbered folders in its checkpoints directory."
             )
+        if path.name.isdigit() and (wrong := found.damage(step)):
+            raise InputError(f"--resume_from_checkpoint {path} is damaged: {wrong}. Name another checkpoint.")
         return found, step
 
     def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
@@ -82,11 +93,57 @@ class Checkpoints:
         Args:
             step: global step; nothing is written if there is a checkpoint of it.
             progress: JSON-serialisable facts beside the state (best score, arguments, ...).
+
+        Raises:
+            InputError: this one, or the one before it, cannot be written.
         """
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
-        self._manager.save(step, args=items, force=True)
+        items = ocp.args.Composite(state=SaveState(state), progress=SaveJson(progress))
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says what it means when Orbax fails to write, now or in the background since."""
+        try:
+            yield
+        except Exception as error:  # of the file system, of TensorStore or of Orbax, each with types of its own
+            # As the disk has it: the manager counts those out that it was about to remove.
+            left = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+            kept = f"The last complete checkpoint is that of step {max(left)}" if left else "There is no checkpoint yet"
+            raise InputError(
+                f"A checkpoint could not be written to {self.directory}: {str(error).strip().splitlines()[0]} {kept}. "
+                "Make room or mend the directory; the same command then goes on from there."
+            ) from error
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, in words that end a sentence; None if they are as they were written.
+
+        Reads all of them.
+        """
+        folder = epath.Path(self.directory / str(step))
+        return next(filter(None, (damage(folder / item) for item in _ITEMS)), None)
+
+    def newest_sound(self) -> int | None:
+        """Global step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
+
+        Raises:
+            InputError: there are some, and all of them are damaged.
+        """
+        wrong = {}
+        for step in reversed(self.steps()):
+            wrong[step] = self.damage(step)
+            if wrong[step] is None:
+                return step
+            logger.warning("The checkpoint %s is damaged: %s.", self.directory / str(step), wrong[step])
+        if not wrong:
+            return None
+        raise InputError(
+            f"Every checkpoint in {self.directory} is damaged: "
+            + "; ".join(f"step {step}: {what}" for step, what in wrong.items())
+            + ". Put a sound copy in place, or start afresh with --overwrite_output_dir or another --output_dir."
+        )
 
     def delete_after(self, step: int) -> None:
         """Removes checkpoints of later steps: a run that goes back to `step` makes them anew."""
@@ -105,7 +162,7 @@ class Checkpoints:
         """
         if step not in self._manager.all_steps():
             raise InputError(f"There is no checkpoint of step {step} in {self.directory}; there are {self.steps()}.")
-        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
+        wanted = ocp.args.Composite(state=RestoreState(abstract_state), progress=RestoreJson())
         self._manager.wait_until_finished()
         self._check_fit(step, abstract_state)
         restored = self._manager.restore(step, args=wanted)
@@ -132,15 +189,20 @@ class Checkpoints:
         """Global steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def latest(self) -> int | None:
-        """Global step of the newest complete checkpoint."""
-        return self._manager.latest_step()
-
     def wait(self) -> None:
-        """Waits until what has been saved is on the disk."""
-        self._manager.wait_until_finished()
+        """Waits until what has been saved is on the disk.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until everything is on the disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on the disk.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        self.wait()
         self._manager.close()

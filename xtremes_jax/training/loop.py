@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,27 @@ class Meter:
     padded_seconds: float = 0.0
     wait_seconds: float = 0.0
 
+    @classmethod
+    def going_on(cls, noted: dict[str, Any]) -> "Meter":
+        """What `note` has written down, with the clock going on from there."""
+        scalars = [StepMetrics(*map(np.asarray, values)) for values in noted["metrics"]]
+        return cls(
+            fetched=scalars,
+            started=time.perf_counter() - noted["elapsed"],
+            **{name: noted[name] for name in ("audio_seconds", "padded_seconds", "wait_seconds")},
+        )
+
+    def note(self) -> dict[str, Any]:
+        """All of it as JSON holds it, for a checkpoint between two log lines. Waits for the last step to finish."""
+        self.fetch()
+        return {
+            "metrics": [[value.item() for value in metrics] for metrics in self.fetched],
+            "elapsed": time.perf_counter() - self.started,
+            "audio_seconds": self.audio_seconds,
+            "padded_seconds": self.padded_seconds,
+            "wait_seconds": self.wait_seconds,
+        }
+
     def add(self, metrics: StepMetrics, loaded) -> None:
         """Counts a step; its scalars stay on the devices."""
         self.pending.append(metrics)
@@ -62,7 +83,7 @@ class Meter:
 
     def fetch(self) -> None:
         """Brings the scalars to the host, which waits for the last step to finish."""
-        self.fetched += jax.device_get(self.pending)
+        self.fetched += [StepMetrics(*map(np.asarray, metrics)) for metrics in jax.device_get(self.pending)]
         self.pending = []
 
     @property
@@ -88,18 +109,31 @@ class Meter:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a checkpoint says of the loop beside the state, so that a run goes on as if it had not stopped."""
+
+    evaluation_owed: bool = False
+    """An evaluation was due at this step and was not made, as a signal or an error came first."""
+    unlogged: dict[str, Any] | None = None
+    """Of the steps since the last log line: `Meter.note`."""
+    loss_sum: float = 0.0
+    logged_steps: int = 0
+
+
+@dataclass(frozen=True)
 class Hooks:
     """What the loop calls; plain functions of the entry point.
 
-    `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, owed)` (owed:
-    an evaluation was due at this step and was not made, as a signal or an error came first), `skipped(clips)` for clips
-    that could not be decoded, `advance()` after each step, for the progress bar, `started(report)` when the first step
-    is done, with the time that it alone has waited and compiled.
+    `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, note)`,
+    `consumed(step, sample_ids)` for the clips that a step is made with, `skipped(clips)` for those of them that could
+    not be decoded, `advance()` after each step, for the progress bar, `started(report)` when the first step is done,
+    with the time that it alone has waited and compiled.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
     evaluate: Callable[[TrainState, int, float], float | None]
-    save: Callable[[TrainState, int, float | None, bool], None]
+    save: Callable[[TrainState, int, float | None, Note], None]
+    consumed: Callable[[int, Sequence[int]], None]
     skipped: Callable[[list], None]
     advance: Callable[[], None]
     started: Callable[["FitReport"], None] = lambda report: None
@@ -159,7 +193,7 @@ def fit(
     hooks: Hooks,
     stop: StopRequest,
     epoch_of: Callable[[int], tuple[float, bool]],
-    owed: bool = False,
+    note: Note = Note(),
 ) -> tuple[Any, FitReport]:
     """Runs steps `start_step` to `schedule.total_steps`, or until a stop is asked for, and saves in either case.
 
@@ -171,40 +205,50 @@ def fit(
         train_step: `(state, batch) -> (state, StepMetrics)`.
         batches: loaded batches of the global steps from `start_step` on.
         epoch_of: steps done -> (epochs done, whether an epoch ended just there).
-        owed: whether the evaluation at `start_step` was due and is still to be made.
+        note: of the checkpoint that `state` comes from.
 
     Raises:
         InputError: too many clips turned out to be unreadable, or the gradients are no longer finite.
         CompilationFailed: the step for a batch that has come cannot be compiled, or evaluation's. In each case, what
             has been trained is saved first.
+
+    A signal that comes while a step waits for its batch or its program ends the loop too, before that step.
     """
-    report, meter, begun = FitReport(), Meter(), time.perf_counter()
-    progress, shapes = _Progress(hooks, stop, step=start_step, saved=start_step), set()
-    if owed:
+    report, begun, shapes = (
+        FitReport(loss_sum=note.loss_sum, logged_steps=note.logged_steps),
+        time.perf_counter(),
+        set(),
+    )
+    meter = Meter() if note.unlogged is None else Meter.going_on(note.unlogged)
+    progress = _Progress(hooks, stop, report, meter, step=start_step, saved=start_step)
+    if note.evaluation_owed:
         progress.evaluate(state, epoch_of(start_step)[0])
         progress.save(state)
     if start_step >= schedule.total_steps:
         report.interrupted = stop.received is not None
         return state, report
     try:
-        for loaded in batches:
+        for loaded in _interruptible(batches, stop):
             hooks.skipped(loaded.skipped)
-            state = _run_step(train_step, state, loaded, shapes, meter, report)
+            state = _run_step(train_step, state, loaded, shapes, progress.meter, report)
             progress.count_step()
+            hooks.consumed(progress.step, loaded.sample_ids)
             if report.steps == 1:
-                jax.block_until_ready(meter.pending)
+                jax.block_until_ready(progress.meter.pending)
                 report.first_step_seconds = time.perf_counter() - begun
                 hooks.started(report)
             epoch, epoch_ended = epoch_of(progress.step)
             progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
             log_now = schedule.is_log_due(progress.step, epoch_ended)
-            meter = _settle(meter, report, progress.step, epoch, log_now, schedule, hooks)
+            progress.settle(schedule, epoch, log_now)
             hooks.advance()
-            meter.started += report.paused(progress.pause(state, schedule, epoch, epoch_ended))
+            progress.pause(state, schedule, epoch, epoch_ended)
             if progress.step >= schedule.total_steps or stop.received is not None:
                 break
-        log_now, epoch = schedule.logging_steps is not None, epoch_of(progress.step)[0]
-        _settle(meter, report, progress.step, epoch, log_now, schedule, hooks, last=True)
+        if progress.step >= schedule.total_steps:  # the lines of a run that goes on later are as if it had not stopped
+            progress.settle(schedule, epoch_of(progress.step)[0], schedule.logging_steps is not None, last=True)
+    except Interrupted:  # it waited for its next batch, or for that step's program
+        pass
     except (InputError, CompilationFailed):
         if schedule.save_steps is not None:
             progress.save_unless_saved(state)
@@ -222,6 +266,8 @@ class _Progress:
 
     hooks: Hooks
     stop: StopRequest
+    report: FitReport
+    meter: Meter
     step: int
     saved: int
     """Step of the newest checkpoint."""
@@ -235,14 +281,39 @@ class _Progress:
         self.step += 1
         self.score, self.owed = None, False
 
-    def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> float:
-        """Evaluates and saves where that is due after this step; the seconds that it took."""
+    def settle(self, schedule: Schedule, epoch: float, log_now: bool, last: bool = False) -> None:
+        """Logs when it is time and now and then looks at the losses.
+
+        Raises:
+            InputError: the gradients have not been finite for `max_nonfinite_steps` steps.
+        """
+        if not (log_now or last or len(self.meter.pending) >= schedule.max_nonfinite_steps):
+            return
+        self.meter.fetch()
+        if not self.meter.fetched:
+            return
+        streak = int(self.meter.fetched[-1].nonfinite_streak)
+        if log_now:
+            self.hooks.log(self.step, epoch, self.meter.summary())
+        if log_now or last:
+            self.report.loss_sum += sum(self.meter.losses)
+            self.report.logged_steps += len(self.meter.losses)
+            self.meter = Meter()
+        if streak >= schedule.max_nonfinite_steps:
+            raise InputError(
+                f"The gradients of the last {streak} steps were not finite, so none of them changed the model; the run "
+                f"stops at step {self.step}. Lower --learning_rate, raise --warmup_steps, or compute in float32 or "
+                "--bf16."
+            )
+
+    def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
+        """Evaluates and saves where that is due after this step; the time is that of neither the step nor the next."""
         begun = time.perf_counter()
         if schedule.due(schedule.eval_steps, self.step, epoch_ended):
             self.evaluate(state, epoch)
         if schedule.due(schedule.save_steps, self.step, epoch_ended):
             self.save(state)
-        return time.perf_counter() - begun
+        self.meter.started += self.report.paused(time.perf_counter() - begun)
 
     def evaluate(self, state: Any, epoch: float) -> None:
         """Scores the state, unless a signal comes first."""
@@ -257,13 +328,25 @@ class _Progress:
 
     def save(self, state: Any) -> None:
         """Hands the state over, with what is known of it."""
-        self.hooks.save(state, self.step, self.score, self.owed)
+        note = Note(self.owed, self.meter.note(), self.report.loss_sum, self.report.logged_steps)
+        self.hooks.save(state, self.step, self.score, note)
         self.saved = self.step
 
     def save_unless_saved(self, state: Any) -> None:
         """The same, where this step has no checkpoint yet."""
         if self.saved != self.step:
             self.save(state)
+
+
+def _interruptible(batches: Iterable, stop: StopRequest) -> Iterator:
+    """The same batches; a signal that comes while one is waited for raises `Interrupted`."""
+    iterator = iter(batches)
+    while True:
+        with stop.deferred(wait=False):
+            loaded = next(iterator, None)
+        if loaded is None:
+            return
+        yield loaded
 
 
 def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Meter, report: FitReport) -> Any:
@@ -283,38 +366,3 @@ def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Mete
     report.count(loaded)
     jax.block_until_ready(meter.pending[:-_QUEUED][-1:])
     return state
-
-
-def _settle(
-    meter: Meter,
-    report: FitReport,
-    step: int,
-    epoch: float,
-    log_now: bool,
-    schedule: Schedule,
-    hooks: Hooks,
-    last: bool = False,
-) -> Meter:
-    """Logs when it is time and now and then looks at the losses; the meter to go on with.
-
-    Raises:
-        InputError: the gradients have not been finite for `max_nonfinite_steps` steps.
-    """
-    if not (log_now or last or len(meter.pending) >= schedule.max_nonfinite_steps):
-        return meter
-    meter.fetch()
-    if not meter.fetched:
-        return meter
-    streak = int(meter.fetched[-1].nonfinite_streak)
-    if log_now:
-        hooks.log(step, epoch, meter.summary())
-    if streak >= schedule.max_nonfinite_steps:
-        raise InputError(
-            f"The gradients of the last {streak} steps were not finite, so none of them changed the model; the run "
-            f"stops at step {step}. Lower --learning_rate, raise --warmup_steps, or compute in float32 or --bf16."
-        )
-    if not (log_now or last):
-        return meter
-    report.loss_sum += sum(meter.losses)
-    report.logged_steps += len(meter.losses)
-    return Meter()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: stop where nothing can be lost, save first where something can; a second signal stops at once."""
+"""SIGTERM, SIGINT and SIGUSR1: stop where nothing can be lost, save first where something can; a second one kills."""
 
 import signal
 from collections.abc import Iterator
@@ -16,9 +16,12 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Context in which SIGTERM and SIGINT raise `Interrupted`, or, inside `deferred()`, only set `received`."""
+    """Context in which its signals raise `Interrupted`, or, inside `deferred()`, only set `received`.
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGTERM comes from whoever takes the machine back, SIGINT from the keyboard, SIGUSR1 from Slurm (`--signal`).
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -51,8 +54,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        # From here on a second signal has its usual effect.
-        self._restore()
+        # From here on a second signal ends the process at once, whatever it is doing.
+        for other in self._previous:
+            signal.signal(other, signal.SIG_DFL)
         if not self._deferred:
             raise Interrupted(number)
 

@@ -1,0 +1,114 @@
+"""Checksums of a checkpoint's files: written into it before Orbax commits it, compared before it is read.
+
+Orbax makes a checkpoint appear whole or not at all; what a disk, a copy or a person does to it afterwards it does not
+notice: a flipped byte in a parameter loads as another parameter.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+SEAL = "checksums.json"
+_UNSEALED = {SEAL, "commit_success.txt"}
+"""The seal itself, and Orbax's mark, which it sets after it."""
+
+
+def seal(directory: epath.Path) -> None:
+    """Writes `checksums.json`: size and SHA-256 of every file below the directory, by its path there."""
+    files = {name: [path.stat().length, _digest(path)] for name, path in _files(directory)}
+    (directory / SEAL).write_text(json.dumps(files, indent=1, sort_keys=True))
+
+
+def damage(directory: epath.Path) -> str | None:
+    """What is wrong with a sealed directory, in words that end a sentence; None if every file is as it was sealed."""
+    try:
+        found = dict(_files(directory))
+        sealed = _read_seal(directory)
+    except (OSError, ValueError) as error:
+        return f"{directory.name}/{SEAL} cannot be read ({error})"
+    for name in sorted(found.keys() | sealed.keys()):
+        where = f"{directory.name}/{name}"
+        if name not in found:
+            return f"{where} is missing"
+        if name not in sealed:
+            return f"{where} is no file of it"
+        size, digest = sealed[name]
+        if found[name].stat().length != size:
+            return f"{where} has {found[name].stat().length} bytes in place of {size}"
+        if _digest(found[name]) != digest:
+            return f"{where} has other bytes than were written"
+    return None
+
+
+def _read_seal(directory: epath.Path) -> dict[str, tuple[int, str]]:
+    sealed = json.loads((directory / SEAL).read_text())
+    if not isinstance(sealed, dict) or not sealed:
+        raise ValueError("it lists no files")
+    for entry in sealed.values():
+        if not (isinstance(entry, list) and [type(part) for part in entry] == [int, str]):
+            raise ValueError("it does not hold sizes and checksums")
+    return {name: tuple(entry) for name, entry in sealed.items()}
+
+
+def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """Every file below a directory that is sealed, with its path in it.
+
+    Raises:
+        ValueError: a link, which may lead anywhere.
+    """
+    for path in directory.iterdir():
+        name = f"{prefix}{path.name}"
+        if os.path.islink(os.fspath(path)):  # in a bucket there are none
+            raise ValueError(f"{name} is a link")
+        if path.is_dir():
+            yield from _files(path, f"{name}/")
+        elif name not in _UNSEALED:
+            yield name, path
+
+
+def _digest(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class SealedState(ocp.StandardCheckpointHandler):
+    """Orbax's handler of a tree of arrays, which seals what it has written."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Orbax calls this when all is written, before it gives the directory its name."""
+        super().finalize(directory)
+        seal(directory)
+
+
+class SealedJson(ocp.JsonCheckpointHandler):
+    """Orbax's handler of JSON, which seals what it has written."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        """Orbax calls this when all is written, before it gives the directory its name."""
+        super().finalize(directory)
+        seal(directory)
+
+
+# Orbax finds a handler by the type of its arguments, so each handler needs types of its own.
+@ocp.args.register_with_handler(SealedState, for_save=True)
+class SaveState(ocp.args.StandardSave):
+    """Arguments of `SealedState`: the tree."""
+
+
+@ocp.args.register_with_handler(SealedState, for_restore=True)
+class RestoreState(ocp.args.StandardRestore):
+    """Arguments of `SealedState`: shapes, types and shardings of the tree."""
+
+
+@ocp.args.register_with_handler(SealedJson, for_save=True)
+class SaveJson(ocp.args.JsonSave):
+    """Arguments of `SealedJson`: what to write."""
+
+
+@ocp.args.register_with_handler(SealedJson, for_restore=True)
+class RestoreJson(ocp.args.JsonRestore):
+    """Arguments of `SealedJson`."""
