@@ -17,3 +17,12 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(tmp_path):
     with RunDirectory(tmp_path, overwrite=True, training=True) as directory:
         directory.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    (tmp_path / ".export-x1y2").mkdir()
+    (tmp_path / ".export-x1y2" / "model.safetensors").write_text("half")
+    for name in (".results.json.4711", ".model.safetensors.4711.tmp", "notes.txt", ".hidden"):
+        (tmp_path / name).write_text("")
+    with RunDirectory(tmp_path, overwrite=True, training=True):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", ".lock", "notes.txt"]

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ RECORD = "run.json"
 SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
 _LOCK = ".lock"
+_HALF_WRITTEN = re.compile(r"\.export-.+|\..+\.\d+(\.tmp)?")
+"""Names of what a killed process was writing, before it would have got its own name."""
 
 _LEFT_BY_AN_UNFINISHED_RUN = {BATCHES, CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
 """What a run writes before it has trained: such a directory may be used again without asking."""
@@ -80,6 +83,7 @@ class RunDirectory:
                 "%s: this file system knows no locks (%s): start no second run here.", self.path, error.strerror
             )
         self._check_unused()
+        self._remove_half_written()
         return self
 
     def __exit__(
@@ -97,6 +101,14 @@ class RunDirectory:
         for pattern in _LEFT_BY_A_FINISHED_RUN:
             for path in self.path.glob(pattern):
                 path.unlink()
+
+    def _remove_half_written(self) -> None:
+        """Only the process that holds the directory writes to it, so what others have begun is nobody's any more."""
+        for entry in list(os.scandir(self.path)):
+            if _HALF_WRITTEN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif _HALF_WRITTEN.fullmatch(entry.name):
+                os.unlink(entry.path)
 
     def _check_unused(self) -> None:
         if not self._training or self._overwrite:
