@@ -97,10 +97,10 @@ def run(wanted: list[str]) -> float:
 
 
 def kill(wanted: list[str], output: Path, step: int | None, seconds: float) -> int:
-    """Starts a command and kills it so many seconds after it began that step (None: after its start), unless it is done.
+    """Starts a command and kills it so many seconds after it began that step (None: after its start).
 
     Returns:
-        The last step that it has begun.
+        The last step that it has begun. It may have come to its end before.
     """
     log, before = output / "batches.jsonl", _file_number(output / "batches.jsonl")
     started = subprocess.Popen(wanted, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from typing import Any, NamedTuple
 
 import jax
 
@@ -33,6 +34,20 @@ class Best:
             self.score, self.step = score, step
 
 
+class BatchSplit(NamedTuple):
+    """How the batch of an update is worked off on each device."""
+
+    clips: int
+    """`--per_device_train_batch_size`; without a meaning beside `--max_batch_seconds`."""
+    micro_batches: int
+    """`--gradient_accumulation_steps`."""
+
+    @classmethod
+    def of(cls, arguments: Arguments) -> "BatchSplit":
+        """What these arguments say."""
+        return cls(arguments.training.per_device_train_batch_size, arguments.training.gradient_accumulation_steps)
+
+
 @dataclasses.dataclass(frozen=True)
 class Course:
     """What a training run follows: its batches, its updates, and the checkpoints on the way."""
@@ -47,6 +62,10 @@ class Course:
     """Where the checkpoint lies that the run goes on from."""
     begin: int
     """Its global step, or 0."""
+    arguments: Arguments
+    """Of the run, with the split of a batch that these devices need for it to be the one that the run began with."""
+    asked: BatchSplit
+    """What the command line says of that."""
 
     def epoch_of(self, step: int) -> tuple[float, bool]:
         """Epochs done after `step` steps, and whether one ended just there."""
@@ -56,13 +75,54 @@ class Course:
 def make_course(arguments: Arguments, network: Network, corpus: Corpus, directory: RunDirectory) -> Course:
     """The course of these arguments, from the newest checkpoint if there is one."""
     training = arguments.training
-    loader = make_train_loader(arguments, corpus, network.mesh)
-    total_steps = run_length(arguments, loader.steps_per_epoch)
-    optimization = make_optimization(arguments, network, total_steps)
     best = Best()
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
     source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
-    return Course(loader, total_steps, optimization, checkpoints, best, source, begin)
+    asked = BatchSplit.of(arguments)
+    if source is not None:
+        arguments = with_the_same_batches(arguments, source.progress(begin), jax.device_count())
+    loader = make_train_loader(arguments, corpus, network.mesh)
+    total_steps = run_length(arguments, loader.steps_per_epoch)
+    optimization = make_optimization(arguments, network, total_steps)
+    return Course(loader, total_steps, optimization, checkpoints, best, source, begin, arguments, asked)
+
+
+def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], devices: int) -> Arguments:
+    """The arguments of a run that goes on with another number of devices, so that its batches stay what they were.
+
+    A batch of all devices is split among more or fewer of them: into as few micro-batches as there can be without more
+    clips at a time on a device than the command line allows. What a step computes does not depend on that. A command
+    line that asks for another batch than it did before gets it.
+
+    Args:
+        arguments: of this command line.
+        progress: of the checkpoint that it goes on from.
+        devices: of this run.
+    """
+    asked, before = BatchSplit.of(arguments), BatchSplit(**progress["split"])
+    if BatchSplit(**progress["asked"]) != asked or progress["devices"] == devices:
+        return arguments
+    pieces = before.micro_batches * progress["devices"]
+    if arguments.data.max_batch_seconds is None:
+        clips = before.clips * pieces
+        splits = (
+            BatchSplit(clips // (devices * count), count)
+            for count in range(1, clips // devices + 1)
+            if clips % (devices * count) == 0 and clips // (devices * count) <= asked.clips
+        )
+    else:
+        splits = (BatchSplit(before.clips, pieces // devices) for _ in range(pieces % devices == 0))
+    split = next(splits, None)
+    if split is None:
+        return arguments
+    logger.info(
+        "The last steps were made on %d devices. On %d, %d micro-batches of %d clips a device make the same batches.",
+        progress["devices"], devices, split.micro_batches, split.clips,
+    )  # fmt: skip
+    training = dataclasses.replace(
+        arguments.training, per_device_train_batch_size=split.clips, gradient_accumulation_steps=split.micro_batches
+    )
+    return dataclasses.replace(arguments, training=training)
 
 
 def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Checkpoints | None, int]:

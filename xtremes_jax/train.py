@@ -16,7 +16,7 @@ from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, describe, parse_arguments, steps_between
 from xtremes_jax.assembly import Network, Optimization, assemble, model_config
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
-from xtremes_jax.course import Course, go_back_to_best, make_course
+from xtremes_jax.course import BatchSplit, Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
@@ -129,6 +129,7 @@ def train(
         Interrupted: a signal came; the state is saved.
     """
     course = make_course(arguments, network, corpus, directory)
+    arguments = course.arguments
     with make_step(arguments, network, course.optimization, stop) as step:
         state, report = run_loop(arguments, network, corpus, course, step, scorers, directory, skipped, stop, startup)
         if report.interrupted:
@@ -280,6 +281,8 @@ def make_hooks(
             "arguments": describe(arguments),
             "labels": labels_of(corpus),
             "devices": jax.device_count(),
+            "split": BatchSplit.of(arguments)._asdict(),
+            "asked": course.asked._asdict(),
             "loop": dataclasses.asdict(note),
         }
         log.sync()

@@ -168,6 +168,11 @@ class Checkpoints:
         restored = self._manager.restore(step, args=wanted)
         return restored["state"], restored["progress"]
 
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of `step`, alone."""
+        self._manager.wait_until_finished()
+        return self._manager.restore(step, args=ocp.args.Composite(progress=RestoreJson()))["progress"]
+
     def _check_fit(self, step: int, abstract_state) -> None:
         """Compares names and shapes before Orbax reads anything: its own errors name files, not parameters."""
         leaves = jax.tree_util.tree_leaves_with_path
