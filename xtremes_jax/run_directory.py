@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 BATCHES = "batches.jsonl"
 METRICS = "metrics.jsonl"
+NONFINITE = "nonfinite.jsonl"
 RECORD = "run.json"
 SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
@@ -22,12 +23,13 @@ _LOCK = ".lock"
 _HALF_WRITTEN = re.compile(r"\.export-.+|\..+\.\d+(\.tmp)?")
 """Names of what a killed process was writing, before it would have got its own name."""
 
-_LEFT_BY_AN_UNFINISHED_RUN = {BATCHES, CHECKPOINTS, METRICS, SKIPPED, TENSORBOARD}
+_LEFT_BY_AN_UNFINISHED_RUN = {BATCHES, CHECKPOINTS, METRICS, NONFINITE, SKIPPED, TENSORBOARD}
 """What a run writes before it has trained: such a directory may be used again without asking."""
 
 _LEFT_BY_A_FINISHED_RUN = (
     BATCHES,
     METRICS,
+    NONFINITE,
     RECORD,
     "*_results.json",
     "*predictions.jsonl",

@@ -33,11 +33,23 @@ from xtremes_jax.training.loop import FitReport, Hooks, Note, Schedule, fit
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import make_train_step
+from xtremes_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = {"eval": "eval_predictions.jsonl", "predict": "predictions.jsonl"}
 """File of each scored split's hypotheses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What the parts of one run share besides its arguments, network and corpus."""
+
+    directory: RunDirectory
+    skipped: SkippedClips
+    stop: StopRequest
+    startup: StartUp
+    watchdog: Watchdog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +72,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
     )  # fmt: skip
     check_process_count(arguments)
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
-    with directory, StopRequest() as stop:
+    with directory, StopRequest() as stop, Watchdog(training.stall_timeout, "preparing data") as watchdog:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
         translation = arguments.selection.task.kind == "translation"
@@ -72,6 +84,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
             return {}
 
         # Model: architecture, and parameters on the devices.
+        watchdog.enter("making the model")
         config = model_config(arguments, start, corpus)
         network = assemble(arguments, start, corpus, config)
         scorers = {
@@ -89,15 +102,18 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
                 results = {}
             # A record is of a finished run: see score.py.
             (directory.path / RECORD).unlink(missing_ok=True)
-            state, trained = train(arguments, network, corpus, scorers, directory, skipped, stop, startup)
+            surroundings = Surroundings(directory, skipped, stop, startup, watchdog)
+            state, trained = train(arguments, network, corpus, scorers, surroundings)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
             write_json(directory.path / "train_results.json", trained)
+            watchdog.enter("exporting the model")
             export_run(directory.path, network, arguments, corpus, start)
 
         # Scores of the finished model, its card, and its way to the hub.
         scored = {}
         for role, scorer in scorers.items():
+            watchdog.enter(f"scoring ({role})")
             scored[role] = scorer(network.trainable, network.frozen)
             results |= write_scores(directory.path, role, scored[role], PREDICTIONS[role])
         write_json(directory.path / "all_results.json", results)
@@ -106,6 +122,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
             write_card(directory.path, arguments, corpus, results, start)
         console.show_results(results, arguments, corpus, directory.path)
         if training.push_to_hub:
+            watchdog.enter("uploading")
             push_run(directory.path, arguments)
     return results
 
@@ -115,10 +132,7 @@ def train(
     network: Network,
     corpus: Corpus,
     scorers: dict[str, Scorer],
-    directory: RunDirectory,
-    skipped: SkippedClips,
-    stop: StopRequest,
-    startup: StartUp,
+    around: Surroundings,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the loop, from the newest checkpoint if there is one: (final or best state, train results).
 
@@ -128,18 +142,20 @@ def train(
     Raises:
         Interrupted: a signal came; the state is saved.
     """
-    course = make_course(arguments, network, corpus, directory)
+    around.watchdog.enter("reading the checkpoint, if there is one")
+    course = make_course(arguments, network, corpus, around.directory)
     arguments = course.arguments
-    with make_step(arguments, network, course.optimization, stop) as step:
-        state, report = run_loop(arguments, network, corpus, course, step, scorers, directory, skipped, stop, startup)
+    with make_step(arguments, network, course.optimization, around.stop) as step:
+        state, report = run_loop(arguments, network, corpus, course, step, scorers, around)
+        around.watchdog.enter("finishing the checkpoints")
         if report.interrupted:
             course.checkpoints.close()
-            stop.check()
-    results = train_results(report, state, course, step) | startup.results()
+            around.stop.check()
+    results = train_results(report, state, course, step) | around.startup.results()
     results["train_samples"] = len(corpus.splits["train"])
     if not report.steps:
         logger.info("The run is finished: all its %d steps are done.", course.total_steps)
-        results |= read_results(directory.path, "train_results.json")
+        results |= read_results(around.directory.path, "train_results.json")
     if arguments.training.load_best_model_at_end:
         state = go_back_to_best(arguments.training.metric_for_best_model, course, state)
     course.checkpoints.close()
@@ -153,10 +169,7 @@ def run_loop(
     course: Course,
     step: CompiledAhead,
     scorers: dict[str, Scorer],
-    directory: RunDirectory,
-    skipped: SkippedClips,
-    stop: StopRequest,
-    startup: StartUp,
+    around: Surroundings,
 ) -> tuple[TrainState, FitReport]:
     """Makes or restores the state and runs the loop on it; programs are compiled meanwhile."""
     begin, total_steps, checkpoints = course.begin, course.total_steps, course.checkpoints
@@ -173,8 +186,8 @@ def run_loop(
             scorer.compile_ahead(step)  # after those, as these are needed later
         resources.callback(checkpoints.wait)
         log = RunLog(
-            directory.path,
-            tensorboard_dir=tensorboard_folder(arguments, directory) if arguments.training.report_to else None,
+            around.directory.path,
+            tensorboard_dir=tensorboard_folder(arguments, around.directory) if arguments.training.report_to else None,
             resume_step=begin,
         )
         resources.callback(log.close)
@@ -183,11 +196,12 @@ def run_loop(
         batches = course.loader.iterate(begin) if cache is None else cache.batches(course.loader, begin)
         resources.callback(batches.close)
         hooks = make_hooks(
-            arguments, corpus, course, log, bar, scorers.get("eval"), skipped,
-            started=lambda report: startup.first_step(report, step),
+            arguments, corpus, course, log, bar, scorers.get("eval"), around,
+            started=lambda report: around.startup.first_step(report, step),
         )  # fmt: skip
-        startup.mark("state")
-        with jax.set_mesh(network.mesh), stop.deferred():
+        around.startup.mark("state")
+        around.watchdog.enter("training")
+        with jax.set_mesh(network.mesh), around.stop.deferred():
             return fit(
                 state,
                 start_step=begin,
@@ -195,7 +209,7 @@ def run_loop(
                 batches=batches,
                 schedule=make_timetable(arguments, total_steps),
                 hooks=hooks,
-                stop=stop,
+                stop=around.stop,
                 epoch_of=course.epoch_of,
                 note=note if "eval" in scorers else dataclasses.replace(note, evaluation_owed=False),
             )
@@ -244,6 +258,8 @@ def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
         eval_steps=eval_steps,
         save_steps=save_steps,
         log_first=training.logging_first_step,
+        max_nonfinite_steps=training.max_nonfinite_steps,
+        save_seconds=training.save_seconds,
     )
 
 
@@ -261,14 +277,16 @@ def make_hooks(
     log: RunLog,
     bar: console.Bar,
     scorer: Scorer | None,
-    skipped: SkippedClips,
+    around: Surroundings,
     started: Callable[[FitReport], None],
 ) -> Hooks:
     """What the loop does besides steps. The course's `best` is kept up to date."""
     training, task = arguments.training, arguments.selection.task
 
     def evaluate(state: TrainState, step: int, epoch: float) -> float | None:
+        left = around.watchdog.enter("evaluating")
         scored = scorer(state.trainable, state.frozen)
+        around.watchdog.enter(left)
         log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
         console.show_evaluation(step, epoch, scored, task)
         return scored.metrics.get(training.metric_for_best_model)
@@ -286,15 +304,21 @@ def make_hooks(
             "loop": dataclasses.asdict(note),
         }
         log.sync()
+        left = around.watchdog.enter("handing a checkpoint over")
         course.checkpoints.save(step, state, progress)
+        around.watchdog.enter(left)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
         log.write("train", step, epoch, values)
         bar.show(step, epoch, values)
 
+    def advance() -> None:
+        bar.advance()
+        around.watchdog.beat()
+
     return Hooks(
-        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, skipped=skipped.add, advance=bar.advance,
-        started=started,
+        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=log.write_nonfinite,
+        skipped=around.skipped.add, advance=advance, started=started,
     )  # fmt: skip
 
 

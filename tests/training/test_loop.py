@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -57,9 +58,14 @@ class Diary:
 
     def hooks(self) -> Hooks:
         return Hooks(
-            log=self.log, evaluate=self.evaluate, save=self.save, consumed=self.consume, skipped=self.skipped,
+            log=self.log, evaluate=self.evaluate, save=self.save, consumed=self.consume, nonfinite=self.nonfinite,
+            skipped=self.skipped,
             advance=self.advance,
         )  # fmt: skip
+
+    def nonfinite(self, steps):
+        self.given_up = steps
+        return Path("out/nonfinite.jsonl")
 
     def consume(self, step, sample_ids):
         self.consumed.append((step, sample_ids))
@@ -342,3 +348,24 @@ def test_a_signal_ends_the_waiting_for_a_batch_or_a_program(where):
             epoch_of=lambda done: (done / 4, False),
         )  # fmt: skip
     assert state == 1 and report.interrupted and diary.saved == [(1, None)]
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_old(monkeypatch):
+    """The clock is of the steps: each takes 10 s. A save that comes by its step counts too."""
+    diary, now = Diary(), [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(state, batch, step=fake_step()):  # noqa: B008
+        now[0] += 10
+        return step(state, batch)
+
+    run(diary, total_steps=12, save_seconds=30.0, save_steps=5, step=slow)
+    assert [step for step, _ in diary.saved] == [3, 5, 8, 10, 12]
+
+
+def test_the_clips_of_steps_that_are_given_up_on_are_listed():
+    diary, saved = Diary(), pytest.raises(InputError, match=r"last 3 steps were not finite.* listed in out/nonfinite")
+    with saved:
+        finite = fake_step(lambda step: step not in (1, 4, 5, 6))
+        run(diary, total_steps=99, logging_steps=1, max_nonfinite_steps=3, step=finite)
+    assert diary.given_up == [(5, (8, 9)), (6, (10, 11)), (7, (12, 13))]

@@ -82,6 +82,12 @@ class TrainingArguments:
     save_steps: float = flag(
         500, "Updates between checkpoints; below 1, a share of the run.", above=0, needs=("train", "save_steps")
     )
+    save_seconds: float | None = flag(
+        None,
+        "Write a checkpoint too when the last one is so many seconds old (unset: only as --save_strategy says).",
+        above=0,
+        needs=("train",),
+    )
     save_total_limit: int | None = flag(
         None, "Keep only so many checkpoints, the best one among them.", at_least=1, needs=("train",)
     )
@@ -158,6 +164,18 @@ class TrainingArguments:
     )
     greater_is_better: bool | None = flag(
         None, "Whether a greater score is better (unset: as the metric is).", needs=("train", "best", "metric")
+    )
+    max_nonfinite_steps: int = flag(
+        100,
+        "Stop when the gradients of so many steps in a row are not finite (fp16 adapts its scale in fewer).",
+        at_least=1,
+        needs=("train",),
+    )
+    stall_timeout: float | None = flag(
+        1800.0,
+        "Seconds without a step or a new phase after which the run says where it stands and what every thread does; "
+        "it goes on.",
+        above=0,
     )
     resume_from_checkpoint: str | None = flag(
         None, "Checkpoint to go on from (unset: the newest one in the output directory, if any).", needs=("train",)

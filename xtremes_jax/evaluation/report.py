@@ -83,6 +83,11 @@ class RunLog:
         self._batches.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
         self._batches.flush()
 
+    def write_nonfinite(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Path:
+        """Writes `nonfinite.jsonl` in place of an earlier one: steps and their clips. Returns where."""
+        write_jsonl(self.path.with_name("nonfinite.jsonl"), ({"step": step, "sample_ids": ids} for step, ids in steps))
+        return self.path.with_name("nonfinite.jsonl")
+
     def sync(self) -> None:
         """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them."""
         for file in (self._file, self._batches):

@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +31,8 @@ class Schedule:
     save_steps: int | str | None
     log_first: bool = False
     max_nonfinite_steps: int = 100
+    save_seconds: float | None = None
+    """Age of the last checkpoint at which another is due, whatever the step."""
 
     def due(self, every: int | str | None, step: int, epoch_ended: bool) -> bool:
         """Whether something done every `every` steps is due after `step` steps. The run's end ends its last epoch."""
@@ -125,7 +129,8 @@ class Hooks:
     """What the loop calls; plain functions of the entry point.
 
     `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, note)`,
-    `consumed(step, sample_ids)` for the clips that a step is made with, `skipped(clips)` for those of them that could
+    `consumed(step, sample_ids)` for the clips that a step is made with, `nonfinite([(step, sample_ids), ...]) -> path`
+    for those of the steps that are given up on, `skipped(clips)` for those of them that could
     not be decoded, `advance()` after each step, for the progress bar, `started(report)` when the first step is done,
     with the time that it alone has waited and compiled.
     """
@@ -134,6 +139,7 @@ class Hooks:
     evaluate: Callable[[TrainState, int, float], float | None]
     save: Callable[[TrainState, int, float | None, Note], None]
     consumed: Callable[[int, Sequence[int]], None]
+    nonfinite: Callable[[list[tuple[int, Sequence[int]]]], Path]
     skipped: Callable[[list], None]
     advance: Callable[[], None]
     started: Callable[["FitReport"], None] = lambda report: None
@@ -231,8 +237,7 @@ def fit(
         for loaded in _interruptible(batches, stop):
             hooks.skipped(loaded.skipped)
             state = _run_step(train_step, state, loaded, shapes, progress.meter, report)
-            progress.count_step()
-            hooks.consumed(progress.step, loaded.sample_ids)
+            progress.count_step(loaded.sample_ids)
             if report.steps == 1:
                 jax.block_until_ready(progress.meter.pending)
                 report.first_step_seconds = time.perf_counter() - begun
@@ -271,15 +276,20 @@ class _Progress:
     step: int
     saved: int
     """Step of the newest checkpoint."""
+    saved_at: float = field(default_factory=time.perf_counter)
     score: float | None = None
     """Of the evaluation at this step, if there was one."""
     owed: bool = False
     """Whether an evaluation was due at this step and has not been made."""
+    recent: deque[tuple[int, Sequence[int]]] = field(default_factory=deque)
+    """The last steps and their clips: as many as may have gradients that are not finite."""
 
-    def count_step(self) -> None:
-        """One more step is done; nothing is known of its state."""
+    def count_step(self, sample_ids: Sequence[int]) -> None:
+        """One more step is done, with these clips; nothing is known of its state."""
         self.step += 1
         self.score, self.owed = None, False
+        self.recent.append((self.step, sample_ids))
+        self.hooks.consumed(self.step, sample_ids)
 
     def settle(self, schedule: Schedule, epoch: float, log_now: bool, last: bool = False) -> None:
         """Logs when it is time and now and then looks at the losses.
@@ -299,11 +309,14 @@ class _Progress:
             self.report.loss_sum += sum(self.meter.losses)
             self.report.logged_steps += len(self.meter.losses)
             self.meter = Meter()
+        while len(self.recent) > streak:
+            self.recent.popleft()
         if streak >= schedule.max_nonfinite_steps:
+            where = self.hooks.nonfinite(list(self.recent))
             raise InputError(
                 f"The gradients of the last {streak} steps were not finite, so none of them changed the model; the run "
-                f"stops at step {self.step}. Lower --learning_rate, raise --warmup_steps, or compute in float32 or "
-                "--bf16."
+                f"stops at step {self.step}. The clips of these steps are listed in {where}. Lower --learning_rate, "
+                "raise --warmup_steps, or compute in float32 or --bf16."
             )
 
     def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
@@ -311,7 +324,8 @@ class _Progress:
         begun = time.perf_counter()
         if schedule.due(schedule.eval_steps, self.step, epoch_ended):
             self.evaluate(state, epoch)
-        if schedule.due(schedule.save_steps, self.step, epoch_ended):
+        old = schedule.save_seconds is not None and begun - self.saved_at >= schedule.save_seconds
+        if old or schedule.due(schedule.save_steps, self.step, epoch_ended):
             self.save(state)
         self.meter.started += self.report.paused(time.perf_counter() - begun)
 
@@ -330,7 +344,7 @@ class _Progress:
         """Hands the state over, with what is known of it."""
         note = Note(self.owed, self.meter.note(), self.report.loss_sum, self.report.logged_steps)
         self.hooks.save(state, self.step, self.score, note)
-        self.saved = self.step
+        self.saved, self.saved_at = self.step, time.perf_counter()
 
     def save_unless_saved(self, state: Any) -> None:
         """The same, where this step has no checkpoint yet."""
