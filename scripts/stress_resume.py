@@ -47,8 +47,9 @@ def main() -> int:
         say(f"undisturbed: {seconds:.1f} s")
         steps = []
         for turn in range(wanted.kills):
-            # Three of four while it trains, spread over the run; the others at any moment at all, from its imports on.
-            step = int(wanted.steps * (turn + chance.random()) / wanted.kills) if turn % 4 else None
+            # Most while it trains, spread over the run; the last quarter at any moment at all, from its imports on.
+            training = 0.75 * wanted.kills
+            step = int(wanted.steps * (turn + chance.random()) / training) if turn < training else None
             moment = chance.uniform(0.2, seconds) if step is None else chance.uniform(0.0, 0.5)
             steps.append(kill(command(work, killed, wanted.steps), killed, step, moment))
             at = "its beginning" if step is None else f"step {step}"

@@ -17,6 +17,7 @@ from xtremes_jax.scoring import make_scorer, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.signals import StopRequest
+from xtremes_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,18 @@ def run(arguments: Arguments) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
-    with RunDirectory(training.output_dir, overwrite=False, training=False) as directory, StopRequest():
+    results_directory = RunDirectory(training.output_dir, overwrite=False, training=False)
+    watchdog = Watchdog(training.stall_timeout, "preparing data")
+    with results_directory as directory, StopRequest(), watchdog:
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
         translation = arguments.selection.task.kind == "translation"
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         corpus = load_corpus(arguments, start, skipped)
+        watchdog.enter("making the model")
         network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
-        scored = make_scorer(arguments, network, corpus, "predict", skipped)(network.trainable, network.frozen)
+        scorer = make_scorer(arguments, network, corpus, "predict", skipped)
+        watchdog.enter("scoring")
+        scored = scorer(network.trainable, network.frozen)
         results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
         write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
         write_record(directory.path, arguments, corpus, {"predict": scored})
@@ -63,4 +69,4 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.leave(main())

@@ -176,6 +176,7 @@ class TrainingArguments:
         "Seconds without a step or a new phase after which the run says where it stands and what every thread does; "
         "it goes on.",
         above=0,
+        scoring=True,
     )
     resume_from_checkpoint: str | None = flag(
         None, "Checkpoint to go on from (unset: the newest one in the output directory, if any).", needs=("train",)

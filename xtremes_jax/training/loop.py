@@ -276,7 +276,7 @@ class _Progress:
     step: int
     saved: int
     """Step of the newest checkpoint."""
-    saved_at: float = field(default_factory=time.perf_counter)
+    saved_at: float = field(default_factory=lambda: time.perf_counter())
     score: float | None = None
     """Of the evaluation at this step, if there was one."""
     owed: bool = False
