@@ -1,15 +1,17 @@
-"""Kills a small real run at random moments and starts it again: it must end as if nothing had happened.
+"""Kills or stops a small real run at random moments and starts it again: it must end as if nothing had happened.
 
-    python scripts/stress_resume.py --kills 20 [--seed 0] [--json FILE]
+    python scripts/stress_resume.py --kills 20 [--stops 3] [--seed 0] [--json FILE]
 
-Trains a tiny model on the built-in SYNTHETIC corpus, once undisturbed and once with SIGKILL at random moments. Then
-both output directories are compared: parameters bit for bit, the clips of every step, log lines but for their times,
-predictions, and the names of all files. Exits with 1 if anything differs.
+Trains a tiny model on the built-in SYNTHETIC corpus: once undisturbed, once with SIGKILL at random moments, and with
+`--stops` once for each phase of a run, with as many SIGTERMs in that phase, each of which has to end the process with
+status 143 and a sentence. Then the output directories are compared: parameters bit for bit, the clips of every step,
+log lines but for their times, predictions, and the names of all files. Exits with 1 if anything differs.
 """
 
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,11 @@ TIMES = {"audio_seconds_per_second", "seconds_per_step", "data_wait", "eval_runt
 """What may differ in a log line: it depends on the clock."""
 RESULTS = ("best_", "epoch", "eval_", "predict_", "train_loss")
 """What of the results is the run's and not a process's: the rest counts and times what the last process did."""
+PHASES = (
+    "preparing data", "making the model", "compiling", "training", "evaluating", "handing a checkpoint over",
+    "exporting the model", "scoring (predict)",
+)  # fmt: skip
+"""As the run names them with `--log_level debug`."""
 UNLIKE = {"README.md", "run.json", "training_args.json"}
 """Files with times or with the output directory's name in them."""
 
@@ -55,17 +62,24 @@ def main() -> int:
             at = "its beginning" if step is None else f"step {step}"
             say(f"killed {turn + 1} of {wanted.kills}, {moment:.2f} s after {at}: {steps[-1]} steps begun")
         run(command(work, killed, wanted.steps))
-        differences = compare(whole, killed)
-    print(f"{wanted.kills} kills at steps {steps}: " + ("; ".join(differences) if differences else "nothing differs"))
+        differences = {f"{wanted.kills} SIGKILLs, at steps {steps}": compare(whole, killed)}
+        for phase in PHASES if wanted.stops else ():
+            name = f"{wanted.stops} SIGTERMs while {phase}"
+            differences[name] = stop_in(phase, work, wanted, chance) + compare(whole, work / "stopped")
+            say(f"{name}: {differences[name] or 'nothing differs'}")
+            shutil.rmtree(work / "stopped")
+    for name, found in differences.items():
+        print(f"{name}: " + ("; ".join(found) if found else "nothing differs"))
     if wanted.json:
-        wanted.json.write_text(json.dumps({"kills": steps, "differences": differences}) + "\n", encoding="utf-8")
-    return bool(differences)
+        wanted.json.write_text(json.dumps(differences, indent=2) + "\n", encoding="utf-8")
+    return any(differences.values())
 
 
 def parse() -> argparse.Namespace:
     """The command line's values."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stops", type=int, default=0, help="SIGTERMs in each phase")
     parser.add_argument("--steps", type=int, default=300, help="of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -117,6 +131,31 @@ def kill(wanted: list[str], output: Path, step: int | None, seconds: float) -> i
         if started.returncode:
             raise SystemExit(f"The run failed with status {started.returncode}:\n{errors[-3000:]}")
     return _lines(log)
+
+
+def stop_in(phase: str, work: Path, wanted: argparse.Namespace, chance: random.Random) -> list[str]:
+    """Stops a run in one phase, several times, and then lets it end; what was wrong with how it stopped."""
+    wrong, output = [], work / "stopped"
+    for turn in range(wanted.stops):
+        for folder in {"preparing data": ("data",), "compiling": ("compiled",)}.get(phase, ()):
+            shutil.rmtree(work / folder, ignore_errors=True)
+        line = command(work, output, wanted.steps, log_level="debug")
+        started = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        errors, left = "", chance.randint(1, 3) if phase in ("evaluating", "handing a checkpoint over") else 1
+        for text in started.stderr:
+            errors += text
+            left -= text.rstrip().endswith(f"Phase: {phase}")
+            if left == 0:
+                time.sleep(chance.uniform(0.0, 0.2))
+                started.send_signal(signal.SIGTERM)
+                left = -1
+        status = started.wait()
+        if left > 0:
+            say(f"  stop {turn + 1}: the run did not come to this phase again")
+        elif status != 143 or "Traceback" in errors or "Stopped by SIGTERM" not in errors:
+            wrong.append(f"stop {turn + 1} ended with status {status}: {errors[-500:]!r}")
+    run(command(work, output, wanted.steps))
+    return wrong
 
 
 def _file_number(path: Path) -> int | None:

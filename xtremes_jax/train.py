@@ -5,8 +5,8 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def train(
     around.watchdog.enter("reading the checkpoint, if there is one")
     course = make_course(arguments, network, corpus, around.directory)
     arguments = course.arguments
-    with make_step(arguments, network, course.optimization, around.stop) as step:
+    with make_step(arguments, network, course.optimization, around) as step:
         state, report = run_loop(arguments, network, corpus, course, step, scorers, around)
         around.watchdog.enter("finishing the checkpoints")
         if report.interrupted:
@@ -221,7 +221,9 @@ def read_results(directory: Path, name: str = "all_results.json") -> dict[str, A
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def make_step(arguments: Arguments, network: Network, optimization: Optimization, stop: StopRequest) -> CompiledAhead:
+def make_step(
+    arguments: Arguments, network: Network, optimization: Optimization, around: Surroundings
+) -> CompiledAhead:
     """The training step of these arguments; XLA compiles it once for each shape of a batch."""
     training = arguments.training
     step = make_train_step(
@@ -236,7 +238,14 @@ def make_step(arguments: Arguments, network: Network, optimization: Optimization
         mesh=network.mesh,
         state_sharding=optimization.state_sharding,
     )
-    waiting = functools.partial(stop.deferred, wait=False)
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        left = around.watchdog.enter("compiling")
+        with around.stop.deferred(wait=False):
+            yield
+        around.watchdog.enter(left)
+
     return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,), waiting=waiting)
 
 

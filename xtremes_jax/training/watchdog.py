@@ -23,12 +23,14 @@ class Watchdog:
     def __init__(self, timeout: float | None, phase: str = "start"):
         self._timeout, self._phase, self._moved = timeout, phase, time.monotonic()
         self._ended = threading.Event()
+        logger.debug("Phase: %s", phase)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def enter(self, phase: str) -> str:
         """The run enters a phase, which is progress; the phase that it leaves."""
         left, self._phase = self._phase, phase
         self.beat()
+        logger.debug("Phase: %s", phase)
         return left
 
     def beat(self) -> None:
