@@ -10,7 +10,7 @@ from runs import rows
 from xtremes_jax.corpus import SkippedClips
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.retrieval import Clips
-from xtremes_jax.scoring import RetrievalScorer
+from xtremes_jax.scoring import RetrievalScorer, warn_of_silence
 
 LANGUAGES = ["fr_fr"] * 4 + ["en_us"] * 4
 SENTENCES = list("abcd") * 2
@@ -76,3 +76,9 @@ def test_embeddings_that_are_not_finite_are_told_of(tmp_path, caplog):
         scored = Scorer(tmp_path, range(8), broken=range(8)).score()
     assert "predict: 8 of 8 embeddings are not finite, and count as not found" in caplog.text
     assert (scored.metrics["p_at_1"], scored.metrics["p_at_5"]) == (0, 0)
+
+
+@pytest.mark.parametrize("hypotheses, warned", [(["", "", ""], True), (["", "a", ""], False)])
+def test_a_model_that_writes_nothing_at_all_is_warned_of(hypotheses, warned, caplog):
+    warn_of_silence("eval", hypotheses)
+    assert ("eval: all 3 hypotheses are empty" in caplog.text) == warned

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +127,8 @@ class Scorer:
             label_names=self.corpus.label_names,
             per_language=self.arguments.data.per_lang_metrics,
         )
+        if self.arguments.selection.task.kind == "ctc":
+            warn_of_silence(self.role, [row["prediction"] for row in scored.predictions])
         return dataclasses.replace(scored, unscored=len(self.split.raw.clip_names) - scored.metrics["samples"])
 
     @contextmanager
@@ -140,6 +143,16 @@ class Scorer:
             self._audio_seconds += loaded.audio_seconds
             self._padded_seconds += loaded.padded_seconds
             yield loaded
+
+
+def warn_of_silence(role: str, hypotheses: Sequence[str]) -> None:
+    """Warns when a model of recognition has written nothing for any clip, and says what helps."""
+    if not any(hypotheses):
+        logger.warning(
+            "%s: all %d hypotheses are empty: the model finds the blank likeliest everywhere. That is usual in the first "
+            "thousand steps. If it stays so, raise --learning_rate or the number of steps, lower --mask_time_prob, and "
+            "look at the losses in metrics.jsonl, which should fall below 3.", role, len(hypotheses),
+        )  # fmt: skip
 
 
 class RetrievalScorer(Scorer):

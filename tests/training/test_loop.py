@@ -1,6 +1,7 @@
 """When the loop logs, evaluates, saves and stops, with a step that only counts."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -9,13 +10,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.ahead import CompilationFailed
+from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory
 from xtremes_jax.training.loop import Hooks, Meter, Note, Schedule, fit
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.step import StepMetrics
@@ -369,3 +371,41 @@ def test_the_clips_of_steps_that_are_given_up_on_are_listed():
         finite = fake_step(lambda step: step not in (1, 4, 5, 6))
         run(diary, total_steps=99, logging_steps=1, max_nonfinite_steps=3, step=finite)
     assert diary.given_up == [(5, (8, 9)), (6, (10, 11)), (7, (12, 13))]
+
+
+def test_memory_that_is_lacking_is_explained_and_nothing_saved_of_a_state_that_is_gone():
+    """A real failure of XLA's allocator: the second step needs 64 TiB."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def greedy(state, size):
+        grid = jnp.arange(1 << 23, dtype=jnp.float32) + state
+        return state + 1, jnp.sort(grid[:, None] * grid[None, : 1 << 21], axis=0).sum()
+
+    counting, diary = fake_step(), Diary()
+
+    def step(state, batch):
+        if float(state) == 0:
+            return state + 1, counting(0, batch)[1]
+        state, loss = greedy(state, 1)
+        return state, counting(1, batch)[1]._replace(loss=loss)
+
+    explained = r"not hold batches of 2 clips of 0\.0 s with 3 labels each\. Lower --per.* XLA says: RESOURCE_EXHAUSTED"
+    with pytest.raises(OutOfMemory, match=explained):
+        fit(
+            jnp.zeros(()), start_step=0, train_step=step, batches=fake_batches(), hooks=diary.hooks(),
+            stop=StopRequest(), schedule=Schedule(total_steps=9, logging_steps=1, eval_steps=None, save_steps=100),
+            epoch_of=lambda done: (done / 4, False),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("jump, warned", [(2.9, False), (3.2, True)])
+def test_a_loss_that_jumps_is_warned_of_once_by_its_step(jump, warned, caplog):
+    losses = [4.0, 1.0, 2.0, 1.0, 3.0, 1.5, jump * 1.5, 1.0]  # the median of the five before is 1.5
+
+    def step(state, batch, counting=fake_step()):  # noqa: B008
+        _, metrics = counting(state, batch)
+        return state + 1, metrics._replace(loss=jnp.float32(losses[state]))
+
+    run(Diary(), total_steps=8, logging_steps=1, step=step)
+    assert ("jumped to 4.8 at step 7, from about 1.5 before" in caplog.text) == warned
+    assert caplog.text.count("jumped") == warned

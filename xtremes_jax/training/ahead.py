@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
+from xtremes_jax.errors import InputError
 from xtremes_jax.processors import available_cpus
 from xtremes_jax.training.signals import Interrupted
 
@@ -36,6 +37,23 @@ def _count_hit(event: str, **_: Any) -> None:
 
 
 jax.monitoring.register_event_listener(_count_hit)
+
+
+class OutOfMemory(InputError):
+    """A step does not fit into the devices' memory. Where it had begun, the state that it took is gone with it."""
+
+    def __init__(self, batch: Batch, error: Exception):
+        super().__init__(
+            f"The devices' memory does not hold {_described(batch)}. Lower --per_device_train_batch_size and raise "
+            "--gradient_accumulation_steps by as much (the result stays the same), or --per_device_eval_batch_size if "
+            "it was scoring; add --gradient_checkpointing, --bf16 or --fsdp_devices; or leave long clips out with "
+            f"--max_duration_in_seconds. XLA says: {str(error).strip().splitlines()[0]}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA says with this error that memory is lacking, when it compiles or when it runs."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 class CompilationFailed(Exception):
@@ -113,6 +131,7 @@ class CompiledAhead:
 
         Raises:
             CompilationFailed: its program could not be compiled, and not at a second try either.
+            OutOfMemory: of the devices.
             Interrupted: by a signal, while it waited for its program.
         """
         shape = shape_of(arguments[-1])
@@ -120,7 +139,12 @@ class CompiledAhead:
         if program is None:
             with self._waiting():
                 program = self._wait(shape, arguments[-1])
-        return program.run(*arguments)
+        try:
+            return program.run(*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(arguments[-1], error) from error
+            raise
 
     @property
     def announced(self) -> int:
@@ -167,6 +191,8 @@ class CompiledAhead:
         except Interrupted:  # by a signal: no fault of the program's
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(batch, error) from error
             raise CompilationFailed(f"The step for {_described(batch)} cannot be compiled: {error}") from error
 
     def _compile_ahead(self, batch: Batch) -> Program:

@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, logging, evaluation and checkpoints at their times."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -12,13 +13,19 @@ import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.ahead import CompilationFailed, shape_of
+from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory, is_out_of_memory, shape_of
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import StepMetrics
 
 _QUEUED = 2
 """Steps that the devices have before them at most: the one that runs, and the next."""
+
+
+_LINES, _JUMP, _SMALL_LOSS = 5, 3.0, 0.1
+"""A loss is said to have jumped when it is 3 times the median of the last 5 log lines, or of 0.1 where that is more."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ def fit(
 
     Raises:
         InputError: too many clips turned out to be unreadable, or the gradients are no longer finite.
+        OutOfMemory: of the devices.
         CompilationFailed: the step for a batch that has come cannot be compiled, or evaluation's. In each case, what
             has been trained is saved first.
 
@@ -252,10 +260,14 @@ def fit(
                 break
         if progress.step >= schedule.total_steps:  # the lines of a run that goes on later are as if it had not stopped
             progress.settle(schedule, epoch_of(progress.step)[0], schedule.logging_steps is not None, last=True)
+    except jax.errors.JaxRuntimeError as error:  # devices tell of a step's failure when its result is asked for
+        if is_out_of_memory(error):
+            raise OutOfMemory(loaded.batch, error) from error
+        raise
     except Interrupted:  # it waited for its next batch, or for that step's program
         pass
     except (InputError, CompilationFailed):
-        if schedule.save_steps is not None:
+        if schedule.save_steps is not None and not _is_gone(state):
             progress.save_unless_saved(state)
         raise
     report.interrupted = stop.received is not None
@@ -281,6 +293,8 @@ class _Progress:
     """Of the evaluation at this step, if there was one."""
     owed: bool = False
     """Whether an evaluation was due at this step and has not been made."""
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LINES))
+    """Of the last log lines."""
     recent: deque[tuple[int, Sequence[int]]] = field(default_factory=deque)
     """The last steps and their clips: as many as may have gradients that are not finite."""
 
@@ -304,7 +318,9 @@ class _Progress:
             return
         streak = int(self.meter.fetched[-1].nonfinite_streak)
         if log_now:
-            self.hooks.log(self.step, epoch, self.meter.summary())
+            summary = self.meter.summary()
+            self.hooks.log(self.step, epoch, summary)
+            self._watch_for_a_jump(summary["loss"])
         if log_now or last:
             self.report.loss_sum += sum(self.meter.losses)
             self.report.logged_steps += len(self.meter.losses)
@@ -318,6 +334,18 @@ class _Progress:
                 f"stops at step {self.step}. The clips of these steps are listed in {where}. Lower --learning_rate, "
                 "raise --warmup_steps, or compute in float32 or --bf16."
             )
+
+    def _watch_for_a_jump(self, loss: float) -> None:
+        """Warns of a log line's loss far above those of the lines before."""
+        usual = float(np.median(self.losses)) if len(self.losses) == self.losses.maxlen else math.inf
+        if loss > _JUMP * max(usual, _SMALL_LOSS):
+            logger.warning(
+                "The loss has jumped to %.4g at step %d, from about %.4g before. If it does not come back soon, lower "
+                "--learning_rate or --max_grad_norm, or raise --warmup_steps, and go back to an earlier checkpoint "
+                "(--resume_from_checkpoint).", loss, self.step, usual,
+            )  # fmt: skip
+        if math.isfinite(loss):
+            self.losses.append(loss)
 
     def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
         """Evaluates and saves where that is due after this step; the time is that of neither the step nor the next."""
@@ -350,6 +378,11 @@ class _Progress:
         """The same, where this step has no checkpoint yet."""
         if self.saved != self.step:
             self.save(state)
+
+
+def _is_gone(state: Any) -> bool:
+    """Whether a step that failed has taken the state's memory already."""
+    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def _interruptible(batches: Iterable, stop: StopRequest) -> Iterator:
