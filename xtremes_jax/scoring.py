@@ -149,9 +149,10 @@ def warn_of_silence(role: str, hypotheses: Sequence[str]) -> None:
     """Warns when a model of recognition has written nothing for any clip, and says what helps."""
     if not any(hypotheses):
         logger.warning(
-            "%s: all %d hypotheses are empty: the model finds the blank likeliest everywhere. That is usual in the first "
-            "thousand steps. If it stays so, raise --learning_rate or the number of steps, lower --mask_time_prob, and "
-            "look at the losses in metrics.jsonl, which should fall below 3.", role, len(hypotheses),
+            "%s: all %d hypotheses are empty: the model finds the blank likeliest everywhere. That is usual in the "
+            "first thousand steps. If it stays so, raise --learning_rate or the number of steps, lower "
+            "--mask_time_prob, and look at the losses in metrics.jsonl, which should fall below 3.",
+            role, len(hypotheses),
         )  # fmt: skip
 
 
