@@ -409,3 +409,13 @@ def test_a_loss_that_jumps_is_warned_of_once_by_its_step(jump, warned, caplog):
     run(Diary(), total_steps=8, logging_steps=1, step=step)
     assert ("jumped to 4.8 at step 7, from about 1.5 before" in caplog.text) == warned
     assert caplog.text.count("jumped") == warned
+
+
+def test_the_last_checkpoint_knows_the_whole_run():
+    """A run that is killed after it, before its results are written, finds them there."""
+    diary = Diary()
+    run(diary, total_steps=7, logging_steps=3, save_steps=7)
+    note = Note(**diary.notes[7])
+    assert note.unlogged["metrics"] == [] and (note.loss_sum, note.logged_steps) == (21.0, 7)
+    _, report = run(diary, start=7, note=note, total_steps=7, logging_steps=3)
+    assert (report.loss_sum, report.logged_steps) == (21.0, 7) and diary.logged == [(3, 1.0), (6, 4.0), (7, 6.0)]

@@ -49,6 +49,8 @@ class Schedule:
 
     def is_log_due(self, step: int, epoch_ended: bool) -> bool:
         """Whether there is a log line after `step` steps."""
+        if self.logging_steps is not None and step >= self.total_steps:
+            return True
         return self.due(self.logging_steps, step, epoch_ended) or (self.log_first and step == 1)
 
 
@@ -252,14 +254,12 @@ def fit(
                 hooks.started(report)
             epoch, epoch_ended = epoch_of(progress.step)
             progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
-            log_now = schedule.is_log_due(progress.step, epoch_ended)
-            progress.settle(schedule, epoch, log_now)
+            # Before the last checkpoint, which a run that has ended starts from.
+            progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
             hooks.advance()
             progress.pause(state, schedule, epoch, epoch_ended)
             if progress.step >= schedule.total_steps or stop.received is not None:
                 break
-        if progress.step >= schedule.total_steps:  # the lines of a run that goes on later are as if it had not stopped
-            progress.settle(schedule, epoch_of(progress.step)[0], schedule.logging_steps is not None, last=True)
     except jax.errors.JaxRuntimeError as error:  # devices tell of a step's failure when its result is asked for
         if is_out_of_memory(error):
             raise OutOfMemory(loaded.batch, error) from error
@@ -305,12 +305,13 @@ class _Progress:
         self.recent.append((self.step, sample_ids))
         self.hooks.consumed(self.step, sample_ids)
 
-    def settle(self, schedule: Schedule, epoch: float, log_now: bool, last: bool = False) -> None:
+    def settle(self, schedule: Schedule, epoch: float, log_now: bool) -> None:
         """Logs when it is time and now and then looks at the losses.
 
         Raises:
             InputError: the gradients have not been finite for `max_nonfinite_steps` steps.
         """
+        last = self.step >= schedule.total_steps
         if not (log_now or last or len(self.meter.pending) >= schedule.max_nonfinite_steps):
             return
         self.meter.fetch()
