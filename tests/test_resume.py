@@ -22,7 +22,13 @@ def corpus(tmp_path_factory) -> Path:
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
     noisy = dict(
-        hidden_dropout=0.2, mask_time_prob=0.3, layerdrop=0.1, save_steps=2, num_train_epochs=1, max_steps=None
+        hidden_dropout=0.2,
+        mask_time_prob=0.3,
+        layerdrop=0.1,
+        save_steps=2,
+        num_train_epochs=1,
+        max_steps=None,
+        logging_steps=4,
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(flags(corpus, whole, "mls.all", **noisy)) == 0
@@ -31,7 +37,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
         [sys.executable, "-m", "xtremes_jax.train", *flags(corpus, parts, "mls.all", **noisy)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    log = parts / "metrics.jsonl"
+    log = parts / "batches.jsonl"
     while begun.poll() is None and not (log.exists() and log.read_text()):
         time.sleep(0.02)
     begun.send_signal(signal.SIGTERM)
@@ -44,7 +50,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(corpus, tmp_path):
 
     assert train.main(flags(corpus, parts, "mls.all", **noisy)) == 0
     assert [row["step"] for row in rows(log)] == [1, 2, 3, 4, 5, 6]
-    assert [row["loss"] for row in rows(log)] == [row["loss"] for row in rows(whole / "metrics.jsonl")]
+    assert rows(log) == rows(whole / "batches.jsonl")
+    assert sorted(clip for row in rows(log) for clip in row["sample_ids"]) == list(range(24)), (
+        "an epoch, each clip once"
+    )
+    lines = [
+        [(row["step"], row["loss"], row["padding"]) for row in rows(folder / "metrics.jsonl")]
+        for folder in (parts, whole)
+    ]
+    assert lines[0] == lines[1] and [step for step, *_ in lines[0]] == [4, 6]
+    results = [json.loads((folder / "train_results.json").read_text()) for folder in (parts, whole)]
+    assert results[0]["train_loss"] == results[1]["train_loss"]
     ours, expected = parameters(parts), parameters(whole)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
