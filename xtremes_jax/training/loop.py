@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory, is_out_of_memory, shape_of
 from xtremes_jax.training.signals import Interrupted, StopRequest
@@ -230,57 +232,39 @@ def fit(
 
     A signal that comes while a step waits for its batch or its program ends the loop too, before that step.
     """
-    report, begun, shapes = (
-        FitReport(loss_sum=note.loss_sum, logged_steps=note.logged_steps),
-        time.perf_counter(),
-        set(),
-    )
+    begun, report = time.perf_counter(), FitReport(loss_sum=note.loss_sum, logged_steps=note.logged_steps)
     meter = Meter() if note.unlogged is None else Meter.going_on(note.unlogged)
-    progress = _Progress(hooks, stop, report, meter, step=start_step, saved=start_step)
+    progress = _Progress(state, hooks, stop, report, meter, step=start_step, saved=start_step)
     if note.evaluation_owed:
-        progress.evaluate(state, epoch_of(start_step)[0])
-        progress.save(state)
-    if start_step >= schedule.total_steps:
-        report.interrupted = stop.received is not None
-        return state, report
-    try:
-        for loaded in _interruptible(batches, stop):
-            hooks.skipped(loaded.skipped)
-            state = _run_step(train_step, state, loaded, shapes, progress.meter, report)
-            progress.count_step(loaded.sample_ids)
-            if report.steps == 1:
-                jax.block_until_ready(progress.meter.pending)
-                report.first_step_seconds = time.perf_counter() - begun
-                hooks.started(report)
-            epoch, epoch_ended = epoch_of(progress.step)
-            progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
-            # Before the last checkpoint, which a run that has ended starts from.
-            progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
-            hooks.advance()
-            progress.pause(state, schedule, epoch, epoch_ended)
-            if progress.step >= schedule.total_steps or stop.received is not None:
-                break
-    except jax.errors.JaxRuntimeError as error:  # devices tell of a step's failure when its result is asked for
-        if is_out_of_memory(error):
-            raise OutOfMemory(loaded.batch, error) from error
-        raise
-    except Interrupted:  # it waited for its next batch, or for that step's program
-        pass
-    except (InputError, CompilationFailed):
-        if schedule.save_steps is not None and not _is_gone(state):
-            progress.save_unless_saved(state)
-        raise
+        progress.evaluate(epoch_of(start_step)[0])
+        progress.save()
+    if start_step < schedule.total_steps:
+        with _saved_in_the_end(progress, schedule):
+            for loaded in _interruptible(batches, stop):
+                hooks.skipped(loaded.skipped)
+                progress.make_step(train_step, loaded)
+                if report.steps == 1:
+                    jax.block_until_ready(progress.meter.pending)
+                    report.first_step_seconds = time.perf_counter() - begun
+                    hooks.started(report)
+                epoch, epoch_ended = epoch_of(progress.step)
+                progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
+                # Before the last checkpoint, which a run that has ended starts from.
+                progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
+                hooks.advance()
+                progress.pause(schedule, epoch, epoch_ended)
+                if progress.step >= schedule.total_steps or stop.received is not None:
+                    break
+        report.runtime = time.perf_counter() - begun
     report.interrupted = stop.received is not None
-    if schedule.save_steps is not None or report.interrupted:
-        progress.save_unless_saved(state)
-    report.runtime = time.perf_counter() - begun
-    return state, report
+    return progress.state, report
 
 
 @dataclass
 class _Progress:
-    """How far a loop has come, and what is known of the state there."""
+    """How far a loop has come, the state there, and what is known of it."""
 
+    state: Any
     hooks: Hooks
     stop: StopRequest
     report: FitReport
@@ -297,13 +281,32 @@ class _Progress:
     """Of the last log lines."""
     recent: deque[tuple[int, Sequence[int]]] = field(default_factory=deque)
     """The last steps and their clips: as many as may have gradients that are not finite."""
+    shapes: set[tuple] = field(default_factory=set)
+    """Of the batches so far."""
+    batch: Batch | None = None
+    """The last one."""
 
-    def count_step(self, sample_ids: Sequence[int]) -> None:
-        """One more step is done, with these clips; nothing is known of its state."""
+    def make_step(self, train_step: Callable, loaded: Any) -> None:
+        """Queues one step and counts it; nothing is known of the state that it leads to.
+
+        Returns when no more than `_QUEUED` steps are left to run. The devices always have the next one; and the host
+        does not take batches faster than they are used: each would lie in the devices' memory until its step comes.
+        """
+        called = time.perf_counter()
+        self.batch = loaded.batch
+        self.state, metrics = train_step(self.state, loaded.batch)
+        shape = shape_of(loaded.batch)
+        if shape not in self.shapes:
+            # A call returns before its step is done, unless the step has to be compiled.
+            self.shapes.add(shape)
+            self.meter.started += self.report.compiled(time.perf_counter() - called)
+        self.meter.add(metrics, loaded)
+        self.report.count(loaded)
+        jax.block_until_ready(self.meter.pending[:-_QUEUED][-1:])
         self.step += 1
         self.score, self.owed = None, False
-        self.recent.append((self.step, sample_ids))
-        self.hooks.consumed(self.step, sample_ids)
+        self.recent.append((self.step, loaded.sample_ids))
+        self.hooks.consumed(self.step, loaded.sample_ids)
 
     def settle(self, schedule: Schedule, epoch: float, log_now: bool) -> None:
         """Logs when it is time and now and then looks at the losses.
@@ -348,42 +351,61 @@ class _Progress:
         if math.isfinite(loss):
             self.losses.append(loss)
 
-    def pause(self, state: Any, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
+    def pause(self, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
         """Evaluates and saves where that is due after this step; the time is that of neither the step nor the next."""
         begun = time.perf_counter()
         if schedule.due(schedule.eval_steps, self.step, epoch_ended):
-            self.evaluate(state, epoch)
+            self.evaluate(epoch)
         old = schedule.save_seconds is not None and begun - self.saved_at >= schedule.save_seconds
         if old or schedule.due(schedule.save_steps, self.step, epoch_ended):
-            self.save(state)
+            self.save()
         self.meter.started += self.report.paused(time.perf_counter() - begun)
 
-    def evaluate(self, state: Any, epoch: float) -> None:
+    def evaluate(self, epoch: float) -> None:
         """Scores the state, unless a signal comes first."""
         self.score, self.owed = None, True
         if self.stop.received is not None:
             return
         try:
             with self.stop.deferred(wait=False):
-                self.score, self.owed = self.hooks.evaluate(state, self.step, epoch), False
+                self.score, self.owed = self.hooks.evaluate(self.state, self.step, epoch), False
         except Interrupted:
             pass
 
-    def save(self, state: Any) -> None:
+    def save(self) -> None:
         """Hands the state over, with what is known of it."""
         note = Note(self.owed, self.meter.note(), self.report.loss_sum, self.report.logged_steps)
-        self.hooks.save(state, self.step, self.score, note)
+        self.hooks.save(self.state, self.step, self.score, note)
         self.saved, self.saved_at = self.step, time.perf_counter()
 
-    def save_unless_saved(self, state: Any) -> None:
+    def save_unless_saved(self) -> None:
         """The same, where this step has no checkpoint yet."""
         if self.saved != self.step:
-            self.save(state)
+            self.save()
 
 
-def _is_gone(state: Any) -> bool:
-    """Whether a step that failed has taken the state's memory already."""
-    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
+@contextmanager
+def _saved_in_the_end(progress: _Progress, schedule: Schedule) -> Iterator[None]:
+    """However the loop ends, what has been trained is saved, unless a step that failed has taken the state with it.
+
+    Without a `--save_strategy` only what a signal breaks off is.
+    """
+    try:
+        yield
+    except Interrupted:  # it waited for its next batch, or for that step's program
+        pass
+    except jax.errors.JaxRuntimeError as error:
+        # Devices tell of a step's failure when its result is asked for, which may be a step or two later.
+        if is_out_of_memory(error) and progress.batch is not None:
+            raise OutOfMemory(progress.batch, error) from error
+        raise
+    except (InputError, CompilationFailed):
+        gone = any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
+        if schedule.save_steps is not None and not gone:
+            progress.save_unless_saved()
+        raise
+    if schedule.save_steps is not None or progress.stop.received is not None:
+        progress.save_unless_saved()
 
 
 def _interruptible(batches: Iterable, stop: StopRequest) -> Iterator:
@@ -395,22 +417,3 @@ def _interruptible(batches: Iterable, stop: StopRequest) -> Iterator:
         if loaded is None:
             return
         yield loaded
-
-
-def _run_step(train_step: Callable, state: Any, loaded, shapes: set, meter: Meter, report: FitReport) -> Any:
-    """Queues one step and counts it; `shapes` are those of the batches so far. The next state.
-
-    Returns when no more than `_QUEUED` steps are left to run. The devices always have the next one; and the host does
-    not take batches faster than they are used: each would lie in the devices' memory until its step comes.
-    """
-    called = time.perf_counter()
-    state, metrics = train_step(state, loaded.batch)
-    shape = shape_of(loaded.batch)
-    if shape not in shapes:
-        # A call returns before its step is done, unless the step has to be compiled.
-        shapes.add(shape)
-        meter.started += report.compiled(time.perf_counter() - called)
-    meter.add(metrics, loaded)
-    report.count(loaded)
-    jax.block_until_ready(meter.pending[:-_QUEUED][-1:])
-    return state
