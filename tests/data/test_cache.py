@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -53,3 +54,14 @@ def test_a_file_is_replaced_at_once(tmp_path):
     for content in ("first", "zweite: ü"):
         write_atomically(path, content)
         assert path.read_text(encoding="utf-8") == content and os.listdir(path.parent) == ["file.json"]
+
+
+def test_what_a_killed_process_was_making_goes_after_a_day(tmp_path):
+    """Not earlier: a process that is alive may be making it."""
+    for name, hours in ((".corpus-abandoned", 25), (".corpus-alive", 23), (".other-abandoned", 25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+        begun = time.time() - 3600 * hours
+        os.utime(tmp_path / name, (begun, begun))
+    build_directory(tmp_path / "corpus", lambda folder: (folder / "file").write_text("whole"))
+    assert sorted(os.listdir(tmp_path)) == [".corpus-alive", ".other-abandoned", "corpus"]

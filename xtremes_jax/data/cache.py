@@ -1,12 +1,18 @@
 """Where prepared data is kept between runs, and how files appear there: whole or not at all."""
 
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from xtremes_jax.errors import InputError
+
+_ABANDONED_AFTER = 24 * 3600
+"""Seconds after which a directory that is still being made is nobody's: its process was killed."""
 
 
 def default_cache_dir() -> Path:
@@ -51,6 +57,7 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise InputError(
@@ -67,3 +74,11 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what killed processes have left of the same directory; others may be making it at this moment."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        with suppress(OSError):  # another process may have been quicker
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(left)
