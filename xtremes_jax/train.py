@@ -84,6 +84,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
             return {}
 
         # Model: architecture, and parameters on the devices.
+        stop.check()
         watchdog.enter("making the model")
         config = model_config(arguments, start, corpus)
         network = assemble(arguments, start, corpus, config)
@@ -93,6 +94,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
             if role in corpus.splits
         }
         startup.mark("model")
+        stop.check()
 
         # Loop: train, score on the way, end with the last or the best parameters, and keep those first of all.
         results = read_results(directory.path)
@@ -296,8 +298,9 @@ def make_hooks(
         left = around.watchdog.enter("evaluating")
         scored = scorer(state.trainable, state.frozen)
         around.watchdog.enter(left)
-        log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
-        console.show_evaluation(step, epoch, scored, task)
+        with around.stop.deferred():  # once it is written, the evaluation is no longer owed
+            log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
+            console.show_evaluation(step, epoch, scored, task)
         return scored.metrics.get(training.metric_for_best_model)
 
     def save(state: TrainState, step: int, score: float | None, note: Note) -> None:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -419,3 +420,16 @@ def test_the_last_checkpoint_knows_the_whole_run():
     assert note.unlogged["metrics"] == [] and (note.loss_sum, note.logged_steps) == (21.0, 7)
     _, report = run(diary, start=7, note=note, total_steps=7, logging_steps=3)
     assert (report.loss_sum, report.logged_steps) == (21.0, 7) and diary.logged == [(3, 1.0), (6, 4.0), (7, 6.0)]
+
+
+def test_a_signal_in_a_destructor_is_not_lost_and_says_nothing(capsys):
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with StopRequest() as stop:
+        Dying()
+        with pytest.raises(Interrupted):
+            stop.check()
+    assert "Traceback" not in capsys.readouterr().err and sys.unraisablehook is hook

@@ -1,9 +1,11 @@
 """SIGTERM, SIGINT and SIGUSR1: stop where nothing can be lost, save first where something can; a second one kills."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -27,8 +29,10 @@ class StopRequest:
         self.received: int | None = None
         self._deferred = False
         self._previous: dict[int, object] = {}
+        self._unraisable = sys.unraisablehook
 
     def __enter__(self) -> "StopRequest":
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._look_at_unraisable
         for number in self.SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -37,6 +41,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        sys.unraisablehook = self._unraisable
 
     @contextmanager
     def deferred(self, wait: bool = True) -> Iterator[None]:
@@ -51,6 +56,11 @@ class StopRequest:
         """Raises `Interrupted` if a signal has come."""
         if self.received is not None:
             raise Interrupted(self.received)
+
+    def _look_at_unraisable(self, unraisable: Any) -> None:
+        """An exception in a destructor or a callback of C is lost; `check` finds the signal, and nothing is to be said."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._unraisable(unraisable)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
