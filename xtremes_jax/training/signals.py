@@ -58,7 +58,7 @@ class StopRequest:
             raise Interrupted(self.received)
 
     def _look_at_unraisable(self, unraisable: Any) -> None:
-        """An exception in a destructor or a callback of C is lost; `check` finds the signal, and nothing is to be said."""
+        """An exception in a destructor or a callback of C is lost there; `check` finds the signal all the same."""
         if not isinstance(unraisable.exc_value, Interrupted):
             self._unraisable(unraisable)
 
