@@ -15,7 +15,7 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
     with RunDirectory(tmp_path, overwrite=True, training=True) as directory:
-        directory.clear()
+        directory.begin()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -3,6 +3,7 @@
 import logging
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import rows
@@ -32,6 +33,7 @@ class Scorer(RetrievalScorer):
         data = SimpleNamespace(key_language="en", per_lang_metrics=True, write_embeddings=False)
         self.arguments, self.corpus = SimpleNamespace(data=data), SimpleNamespace(distractors=None)
         self.split, self.role, self._skipped = Split(), "predict", SkippedClips(folder, 1.0)
+        self._together = None
         self._loader, self._decoded, self._broken = None, list(decoded), list(broken)
 
     def _embed(self, split, loader, trainable, frozen) -> Clips:
@@ -41,7 +43,7 @@ class Scorer(RetrievalScorer):
         return every.of(np.array(self._decoded, int))
 
     def score(self):
-        return self._score({"logit_scale": np.float32(np.log(10))}, {})
+        return self._score({"logit_scale": jnp.log(10.0)}, {})
 
 
 def test_keys_and_queries_that_all_decode_are_all_scored(tmp_path, caplog):

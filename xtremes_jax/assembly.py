@@ -233,7 +233,7 @@ def make_objective(arguments: Arguments, config: ModelConfig | TranslationConfig
 
 def _place(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters go to their devices one by one: no device ever holds the whole of a sharded model."""
-    return {name: jax.device_put(value, sharding.array_sharding(mesh, value.shape)) for name, value in params.items()}
+    return {name: sharding.place(value, sharding.array_sharding(mesh, value.shape)) for name, value in params.items()}
 
 
 def _tell_of_mismatch(report: Report, start: StartingPoint, do_train: bool) -> None:

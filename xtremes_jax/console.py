@@ -1,23 +1,21 @@
 """What a person sees while a run goes on: log lines, a progress bar, one line an evaluation, the table at the end."""
 
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from xtremes_jax.arguments import Arguments
 from xtremes_jax.corpus import Corpus
-from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.metrics import bleu_groups
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import results_table
 from xtremes_jax.tasks import TaskSpec
-from xtremes_jax.training.signals import Interrupted
+from xtremes_jax.training import processes
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +23,19 @@ _MOST_LANGUAGES_ON_ONE_LINE = 8
 
 
 class _AboveTheBar(logging.Handler):
-    """Writes log lines so that they do not tear a progress bar."""
+    """Writes log lines so that they do not tear a progress bar; of several processes, with their numbers.
+
+    Processes other than the first show errors alone: the course of a run, warnings included, is the same in all.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if processes.is_first() or record.levelno >= logging.ERROR:
+            tqdm.write(signed(self.format(record)), file=sys.stderr)
+
+
+def signed(text: str) -> str:
+    """Text with the number of this process before it, where there are several."""
+    return f"[process {processes.index()}] {text}" if processes.several() else text
 
 
 def set_up(level: str) -> None:
@@ -47,39 +54,6 @@ def set_up(level: str) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def run_command(
-    parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
-) -> int:
-    """Runs a command line: `parse`, then `run`.
-
-    Returns:
-        The exit status: 0, 2 for input that cannot be used (said in a sentence), or 128 + signal number after a signal.
-    """
-    try:
-        arguments = parse(argv)
-        set_up(arguments.training.log_level)
-        run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as interruption:
-        again = "." if not arguments.training.do_train else "; the same command goes on from here."
-        if arguments.training.overwrite_output_dir:
-            again = "; the same command without --overwrite_output_dir goes on from here."
-        print(f"Stopped by {interruption}{again}", file=sys.stderr)
-        return interruption.status
-    return 0
-
-
-def leave(status: int) -> NoReturn:
-    """Ends the process with an exit status; at once after a signal, as threads of the compiler may need minutes."""
-    if status > 128:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
 class Bar:
     """The progress bar of training; with `hidden`, log lines in its place.
 
@@ -87,12 +61,14 @@ class Bar:
         total: steps of the whole run.
         start: steps done before (a resumed run).
         hidden: show no bar (`--disable_tqdm`).
+        silent: nor lines in its place.
     """
 
-    def __init__(self, *, total: int, start: int, hidden: bool):
+    def __init__(self, *, total: int, start: int, hidden: bool, silent: bool = False):
         self._hidden, self._total = hidden, total
+        off = hidden or silent
         self._bar = tqdm(
-            total=total, initial=start, unit="step", desc="train", disable=hidden, dynamic_ncols=True, mininterval=0.5
+            total=total, initial=start, unit="step", desc="train", disable=off, dynamic_ncols=True, mininterval=0.5
         )
 
     def advance(self) -> None:
@@ -118,7 +94,8 @@ class Bar:
 @contextmanager
 def split_bar(role: str, total: int, hidden: bool) -> Iterator[tqdm]:
     """The progress bar of scoring a split; it vanishes when done."""
-    with tqdm(total=total, unit="batch", desc=role, disable=hidden, dynamic_ncols=True, leave=False) as bar:
+    off = hidden or not processes.is_first()
+    with tqdm(total=total, unit="batch", desc=role, disable=off, dynamic_ncols=True, leave=False) as bar:
         yield bar
 
 

@@ -22,6 +22,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.models import DecoderConfig, ModelConfig
 from xtremes_jax.run_directory import SKIPPED
 from xtremes_jax.starting import StartingPoint
+from xtremes_jax.training import processes
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class SkippedClips:
         self._clips: dict[tuple[str, int], SkippedClip] = {}
         self._noted: dict[tuple[str, int], SkippedClip] = {}
         self._sizes: dict[str, int] = {}
+        self._untold: list[SkippedClip] = []
+
+    @property
+    def untold(self) -> int:
+        """How many clips that this process could not read the others have not been told of."""
+        return len(self._untold)
 
     def note(self, clips: Iterable[SkippedClip]) -> None:
         """Lists clips that have no part in the run although nothing is wrong with them; the run goes on."""
@@ -71,7 +78,8 @@ class SkippedClips:
         self._write()
 
     def _write(self) -> None:
-        write_skipped(self.path, (self._noted | self._clips).values())
+        if processes.is_first():
+            write_skipped(self.path, (self._noted | self._clips).values())
 
     def begin(self, splits: Iterable[PreparedSplit]) -> None:
         """Lists what preparation has left out of the splits, and stops the run if it is too much of one."""
@@ -83,17 +91,30 @@ class SkippedClips:
         check_skipped(splits, self._max_fraction, self.path)
 
     def add(self, clips: Iterable[SkippedClip]) -> None:
-        """Lists clips that turned out to be unreadable when they were decoded.
+        """Takes clips that turned out to be unreadable when they were decoded; with other processes, until `tell`.
 
         Raises:
             InputError: too many clips of a split are left out by now.
         """
-        new = [clip for clip in clips if (clip.split, clip.sample_id) not in self._clips]
+        self._untold += [clip for clip in clips if (clip.split, clip.sample_id) not in self._clips]
+        if self._untold and not processes.several():
+            self.tell()
+
+    def tell(self) -> None:
+        """Lists the clips that any process could not read; called by all of them at the same place.
+
+        Raises:
+            InputError: in all of them: too many clips of a split are left out by now.
+        """
+        mine, self._untold = [dataclasses.asdict(clip) for clip in self._untold], []
+        everyone = [SkippedClip(**clip) for clips in processes.gather(mine) for clip in clips]
+        found = {(clip.split, clip.sample_id): clip for clip in everyone}
+        new = [clip for key, clip in found.items() if key not in self._clips]
         if not new:
             return
         for clip in new:
-            logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
             self._clips[clip.split, clip.sample_id] = clip
+            logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
         self._write()
         for name in {clip.split for clip in new}:
             count = sum(clip.split == name for clip in self._clips.values())

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from xtremes_jax import console
+from xtremes_jax import command, console
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
 from xtremes_jax.assembly import assemble, model_config
 from xtremes_jax.corpus import SkippedClips, load_corpus
@@ -13,9 +13,11 @@ from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
-from xtremes_jax.scoring import make_scorer, write_scores
+from xtremes_jax.scoring import make_scorer, results_of, write_scores
 from xtremes_jax.starting import starting_point
+from xtremes_jax.together import Together, check_same_run
 from xtremes_jax.training.devices import configure_jax
+from xtremes_jax.training.processes import first_goes_ahead, is_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.watchdog import Watchdog
 
@@ -23,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: see `console.run_command`."""
-    return console.run_command(parse_evaluate_arguments, run, sys.argv[1:] if argv is None else argv)
+    """Runs the command line and returns the exit status: see `command.run_command`."""
+    return command.run_command(parse_evaluate_arguments, run, sys.argv[1:] if argv is None else argv)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:
@@ -36,22 +38,28 @@ def run(arguments: Arguments) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
-    results_directory = RunDirectory(training.output_dir, overwrite=False, training=False)
+    directory = RunDirectory(training.output_dir, overwrite=False, training=False)
     watchdog = Watchdog(training.stall_timeout, "preparing data")
-    with results_directory as directory, StopRequest(), watchdog:
+    with StopRequest(shared=several()) as stop, directory, watchdog:
         skipped = SkippedClips(directory.path, arguments.data.max_skipped_fraction)
         translation = arguments.selection.task.kind == "translation"
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
-        corpus = load_corpus(arguments, start, skipped)
+        with first_goes_ahead():
+            corpus = load_corpus(arguments, start, skipped)
+        check_same_run(arguments, corpus)
         watchdog.enter("making the model")
         network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
-        scorer = make_scorer(arguments, network, corpus, "predict", skipped)
+        together = Together(network.mesh, stop, skipped)
+        scorer = make_scorer(arguments, network, corpus, "predict", skipped, together)
         watchdog.enter("scoring")
         scored = scorer(network.trainable, network.frozen)
-        results = write_scores(directory.path, "predict", scored, "predictions.jsonl")
-        write_json(directory.path / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
-        write_record(directory.path, arguments, corpus, {"predict": scored})
-        console.show_results(results, arguments, corpus, directory.path)
+        results = results_of("predict", scored)
+        if is_first():
+            folder = directory.path
+            write_scores(folder, "predict", scored, "predictions.jsonl")
+            write_json(folder / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
+            write_record(folder, arguments, corpus, {"predict": scored})
+            console.show_results(results, arguments, corpus, folder)
     return results
 
 
@@ -69,4 +77,4 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    command.leave(main())

@@ -7,9 +7,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
@@ -18,6 +15,8 @@ from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.model_card import CardFacts, model_card
 from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
 from xtremes_jax.starting import StartingPoint
+from xtremes_jax.training.processes import is_first
+from xtremes_jax.training.sharding import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +24,13 @@ _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dat
 
 
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
-    """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`."""
-    params = {name: np.asarray(jax.device_get(value)) for name, value in (network.trainable | network.frozen).items()}
+    """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`.
+
+    Every process takes part, as each may hold only parts of the parameters; the first one writes.
+    """
+    params = {name: to_host(value) for name, value in (network.trainable | network.frozen).items()}
+    if not is_first():
+        return
     names, tokenizer, config = corpus.label_names, corpus.tokenizer, network.config
     translation = isinstance(config, TranslationConfig)
     if not translation and config.head == "retrieval":

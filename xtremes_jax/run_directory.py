@@ -5,10 +5,14 @@ import logging
 import os
 import re
 import shutil
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.training import processes
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,7 @@ RECORD = "run.json"
 SKIPPED = "skipped.jsonl"
 TENSORBOARD = "runs"
 _LOCK = ".lock"
+_SHARED_WITHIN_SECONDS = 60.0
 _HALF_WRITTEN = re.compile(r"\.export-.+|\..+\.\d+(\.tmp)?")
 """Names of what a killed process was writing, before it would have got its own name."""
 
@@ -40,7 +45,7 @@ _LEFT_BY_A_FINISHED_RUN = (
 
 
 class RunDirectory:
-    """Context that holds an output directory for one run at a time.
+    """Context that holds an output directory for one run at a time. Of a run's processes the first one holds it.
 
     Args:
         path: made when missing.
@@ -48,8 +53,8 @@ class RunDirectory:
         training: whether this run trains; scoring may write its results beside a finished run.
 
     Raises:
-        InputError: another process is writing to it, it cannot be written to, or it holds something that is neither a
-            resumable run nor to be overwritten.
+        InputError: another run is writing to it, it cannot be written to, it holds something that is neither a
+            resumable run nor to be overwritten, or it is not the directory that the first process sees.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool, training: bool):
@@ -69,14 +74,35 @@ class RunDirectory:
 
     def __enter__(self) -> "RunDirectory":
         try:
+            mark = processes.from_first(self._hold)
+            if not processes.is_first():
+                self._find(mark)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        # Removed while still held, so that no other run can have locked the same file in between.
+        (self.path / _LOCK).unlink(missing_ok=True)
+        self._lock.close()
+
+    def _hold(self) -> str:
+        """Makes and locks the directory; what it leaves in the lock for the other processes of this run to find."""
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / _LOCK, "w", encoding="utf-8")  # noqa: SIM115 (held until __exit__)
+            self._lock = open(self.path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115 (held until __exit__)
         except OSError as error:
             raise InputError(f"--output_dir {self.path} cannot be written to: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
+            self._lock = None  # it is another's
             raise InputError(
                 f"--output_dir {self.path} is in use: another run is writing to it. Wait for it or choose another."
             ) from error
@@ -86,16 +112,33 @@ class RunDirectory:
             )
         self._check_unused()
         self._remove_half_written()
-        return self
+        mark = uuid.uuid4().hex
+        self._lock.truncate(0)
+        self._lock.write(mark)
+        self._lock.flush()
+        return mark
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Removed while still held, so that no other run can have locked the same file in between.
-        (self.path / _LOCK).unlink(missing_ok=True)
-        self._lock.close()
+    def _find(self, mark: str) -> None:
+        """Waits until the lock of the first process is seen here; file systems of networks may need a while."""
+        deadline = time.monotonic() + _SHARED_WITHIN_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                if (self.path / _LOCK).read_text("utf-8") == mark:
+                    return
+            time.sleep(0.2)
+        raise InputError(
+            f"--output_dir {self.path} of process {processes.index()} is not that of process 0, whose checkpoints all "
+            "processes have to read and write. Name a directory that all machines share."
+        )
 
-    def clear(self) -> None:
+    def begin(self) -> None:
+        """Removes what a run that begins to train must not find: its record, or with `overwrite` all but other files.
+
+        A record is of a finished run: see score.py.
+        """
+        processes.from_first(self._clear if self._overwrite else lambda: (self.path / RECORD).unlink(missing_ok=True))
+
+    def _clear(self) -> None:
         """Removes what an earlier run has left, for a run that starts afresh; files of other kinds stay."""
         for folder in (self.checkpoints, self.tensorboard):
             if folder.exists():
@@ -122,7 +165,6 @@ class RunDirectory:
             if entry.name not in _LEFT_BY_AN_UNFINISHED_RUN and not entry.name.startswith(".")
         )
         if others and not resumable:
-            self.__exit__(None, None, None)
             raise InputError(
                 f"--output_dir {self.path} is not empty ({', '.join(others[:5])}) and holds no checkpoint to resume "
                 "from. Choose another directory, or add --overwrite_output_dir."

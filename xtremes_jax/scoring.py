@@ -24,6 +24,7 @@ from xtremes_jax.evaluation.predict import ScoredSplit, predict, score_split
 from xtremes_jax.evaluation.report import write_arrays, write_json, write_jsonl
 from xtremes_jax.evaluation.retrieval import Clips, score_retrieval, with_keys
 from xtremes_jax.tasks import is_key_language
+from xtremes_jax.together import Together
 from xtremes_jax.training import sharding
 from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.step import make_embed_step, make_eval_step
@@ -31,10 +32,12 @@ from xtremes_jax.training.step import make_embed_step, make_eval_step
 logger = logging.getLogger(__name__)
 
 
-def make_scorer(arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips) -> "Scorer":
+def make_scorer(
+    arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips, together: Together
+) -> "Scorer":
     """What scores the split of a role ("eval" or "predict"), as the task asks for."""
     kind = arguments.selection.task.kind
-    return (RetrievalScorer if kind == "retrieval" else Scorer)(arguments, network, corpus, role, skipped)
+    return (RetrievalScorer if kind == "retrieval" else Scorer)(arguments, network, corpus, role, skipped, together)
 
 
 class Scorer:
@@ -46,10 +49,19 @@ class Scorer:
         corpus: where the split lies under the role `role`.
         role: "eval" or "predict".
         skipped: where clips that cannot be decoded are listed.
+        together: with the other processes.
     """
 
-    def __init__(self, arguments: Arguments, network: Network, corpus: Corpus, role: str, skipped: SkippedClips):
-        self.arguments, self.corpus, self.role = arguments, corpus, role
+    def __init__(
+        self,
+        arguments: Arguments,
+        network: Network,
+        corpus: Corpus,
+        role: str,
+        skipped: SkippedClips,
+        together: Together,
+    ):
+        self.arguments, self.corpus, self.role, self._together = arguments, corpus, role, together
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
         step = self._make_step(network)
         self._step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
@@ -139,10 +151,11 @@ class Scorer:
 
     def _batches(self, loader: EvalLoader):
         for loaded in loader:
-            self._skipped.add(loaded.skipped)
+            self._together.at_batch(loaded.skipped)
             self._audio_seconds += loaded.audio_seconds
             self._padded_seconds += loaded.padded_seconds
             yield loaded
+        self._skipped.tell()
 
 
 def warn_of_silence(role: str, hypotheses: Sequence[str]) -> None:
@@ -213,15 +226,14 @@ class RetrievalScorer(Scorer):
         return kept, alone
 
     def _scale(self, trainable: dict[str, jax.Array]) -> float:
-        return float(np.exp(np.asarray(jax.device_get(trainable["logit_scale"]))))
+        return float(np.exp(sharding.to_host(trainable["logit_scale"])))
 
     def _embed(self, split: PreparedSplit, loader: EvalLoader, trainable, frozen) -> Clips:
         """Embeddings of all clips of a split that can be read, in the order of the split."""
         found: dict[int, np.ndarray] = {}
         with self._on_devices(loader) as bar:
             for loaded in self._batches(loader):
-                computed = self._step(trainable, frozen, loaded.batch)
-                embeddings, rows = jax.device_get((computed, loaded.batch.sample_ids))
+                embeddings, rows = jax.device_get(self._step(trainable, frozen, loaded.batch))
                 found |= {int(row): embeddings[place] for place, row in enumerate(rows) if row >= 0}
                 bar.update()
         kept = [index for index, row in enumerate(split.rows) if int(row) in found]
@@ -236,14 +248,14 @@ class RetrievalScorer(Scorer):
         )
 
 
-def write_scores(directory: Path, role: str, scored: ScoredSplit, predictions_name: str) -> dict[str, Any]:
-    """Writes `<role>_results.json`, the predictions, and beside them the embeddings if there are any.
+def results_of(role: str, scored: ScoredSplit) -> dict[str, Any]:
+    """The metrics with the role before each name."""
+    return {f"{role}_{name}": value for name, value in scored.metrics.items()}
 
-    Returns the results with the role before each name.
-    """
-    results = {f"{role}_{name}": value for name, value in scored.metrics.items()}
-    write_json(directory / f"{role}_results.json", results)
+
+def write_scores(directory: Path, role: str, scored: ScoredSplit, predictions_name: str) -> None:
+    """Writes `<role>_results.json`, the predictions, and beside them the embeddings if there are any."""
+    write_json(directory / f"{role}_results.json", results_of(role, scored))
     write_jsonl(directory / predictions_name, scored.predictions)
     if scored.arrays is not None:
         write_arrays(directory / predictions_name.replace("predictions.jsonl", "embeddings.npz"), scored.arrays)
-    return results

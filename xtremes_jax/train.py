@@ -12,24 +12,27 @@ from typing import Any
 
 import jax
 
-from xtremes_jax import console
+from xtremes_jax import command, console
 from xtremes_jax.arguments import Arguments, describe, parse_arguments, steps_between
 from xtremes_jax.assembly import Network, Optimization, assemble, model_config
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.course import BatchSplit, Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
+from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
 from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
 from xtremes_jax.resuming import labels_of, resume
-from xtremes_jax.run_directory import RECORD, RunDirectory
+from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
-from xtremes_jax.scoring import Scorer, make_scorer, write_scores
-from xtremes_jax.starting import starting_point
+from xtremes_jax.scoring import Scorer, make_scorer, results_of, write_scores
+from xtremes_jax.starting import StartingPoint, starting_point
 from xtremes_jax.startup import StartUp, process_begun
+from xtremes_jax.together import Together, check_same_run
 from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import FitReport, Hooks, Note, Schedule, fit
+from xtremes_jax.training.processes import first_goes_ahead, is_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import make_train_step
@@ -48,15 +51,16 @@ class Surroundings:
     directory: RunDirectory
     skipped: SkippedClips
     stop: StopRequest
+    together: Together
     startup: StartUp
     watchdog: Watchdog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: see `console.run_command`."""
+    """Runs the command line and returns the exit status: see `command.run_command`."""
     startup = StartUp(process_begun() if argv is None else None)
     run_it = functools.partial(run, startup=startup)
-    return console.run_command(parse_arguments, run_it, sys.argv[1:] if argv is None else argv)
+    return command.run_command(parse_arguments, run_it, sys.argv[1:] if argv is None else argv)
 
 
 def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
@@ -72,12 +76,15 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
     )  # fmt: skip
     check_process_count(arguments)
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
-    with directory, StopRequest() as stop, Watchdog(training.stall_timeout, "preparing data") as watchdog:
+    watchdog = Watchdog(training.stall_timeout, "preparing data")
+    with StopRequest(shared=several()) as stop, directory, watchdog:
         # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
         translation = arguments.selection.task.kind == "translation"
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
-        corpus = load_corpus(arguments, start, skipped)
+        with first_goes_ahead():
+            corpus = load_corpus(arguments, start, skipped)
+        check_same_run(arguments, corpus)
         startup.mark("data")
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
@@ -88,8 +95,9 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         watchdog.enter("making the model")
         config = model_config(arguments, start, corpus)
         network = assemble(arguments, start, corpus, config)
+        together = Together(network.mesh, stop, skipped)
         scorers = {
-            role: make_scorer(arguments, network, corpus, role, skipped)
+            role: make_scorer(arguments, network, corpus, role, skipped, together)
             for role in ("eval", "predict")
             if role in corpus.splits
         }
@@ -99,16 +107,15 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         # Loop: train, score on the way, end with the last or the best parameters, and keep those first of all.
         results = read_results(directory.path)
         if training.do_train:
+            directory.begin()
             if training.overwrite_output_dir:
-                directory.clear()
                 results = {}
-            # A record is of a finished run: see score.py.
-            (directory.path / RECORD).unlink(missing_ok=True)
-            surroundings = Surroundings(directory, skipped, stop, startup, watchdog)
+            surroundings = Surroundings(directory, skipped, stop, together, startup, watchdog)
             state, trained = train(arguments, network, corpus, scorers, surroundings)
             network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
             results |= trained
-            write_json(directory.path / "train_results.json", trained)
+            if is_first():
+                write_json(directory.path / "train_results.json", trained)
             watchdog.enter("exporting the model")
             export_run(directory.path, network, arguments, corpus, start)
 
@@ -117,16 +124,31 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         for role, scorer in scorers.items():
             watchdog.enter(f"scoring ({role})")
             scored[role] = scorer(network.trainable, network.frozen)
-            results |= write_scores(directory.path, role, scored[role], PREDICTIONS[role])
-        write_json(directory.path / "all_results.json", results)
-        write_record(directory.path, arguments, corpus, scored)
-        if training.do_train:
-            write_card(directory.path, arguments, corpus, results, start)
-        console.show_results(results, arguments, corpus, directory.path)
-        if training.push_to_hub:
-            watchdog.enter("uploading")
-            push_run(directory.path, arguments)
+            results |= results_of(role, scored[role])
+            if is_first():
+                write_scores(directory.path, role, scored[role], PREDICTIONS[role])
+        if is_first():
+            watchdog.enter("uploading" if training.push_to_hub else "writing the results")
+            publish(arguments, corpus, start, scored, results, directory.path)
     return results
+
+
+def publish(
+    arguments: Arguments,
+    corpus: Corpus,
+    start: StartingPoint,
+    scored: dict[str, ScoredSplit],
+    results: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Writes and shows what a run that has ended has come to, and uploads it if asked to."""
+    write_json(folder / "all_results.json", results)
+    write_record(folder, arguments, corpus, scored)
+    if arguments.training.do_train:
+        write_card(folder, arguments, corpus, results, start)
+    console.show_results(results, arguments, corpus, folder)
+    if arguments.training.push_to_hub:
+        push_run(folder, arguments)
 
 
 def train(
@@ -191,9 +213,10 @@ def run_loop(
             around.directory.path,
             tensorboard_dir=tensorboard_folder(arguments, around.directory) if arguments.training.report_to else None,
             resume_step=begin,
+            writes=is_first(),
         )
         resources.callback(log.close)
-        bar = console.Bar(total=total_steps, start=begin, hidden=arguments.training.disable_tqdm)
+        bar = console.Bar(total=total_steps, start=begin, hidden=arguments.training.disable_tqdm, silent=not is_first())
         resources.callback(bar.close)
         batches = course.loader.iterate(begin) if cache is None else cache.batches(course.loader, begin)
         resources.callback(batches.close)
@@ -300,7 +323,7 @@ def make_hooks(
         around.watchdog.enter(left)
         with around.stop.deferred():  # once it is written, the evaluation is no longer owed
             log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
-            console.show_evaluation(step, epoch, scored, task)
+            console.show_evaluation(step, epoch, scored, task)  # at a level that only the first process shows
         return scored.metrics.get(training.metric_for_best_model)
 
     def save(state: TrainState, step: int, score: float | None, note: Note) -> None:
@@ -330,7 +353,7 @@ def make_hooks(
 
     return Hooks(
         log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=log.write_nonfinite,
-        skipped=around.skipped.add, advance=advance, started=started,
+        agree=around.together.at_step, advance=advance, started=started,
     )  # fmt: skip
 
 
@@ -359,4 +382,4 @@ def train_results(report: FitReport, state: TrainState, course: Course, step: Co
 
 
 if __name__ == "__main__":
-    console.leave(main())
+    command.leave(main())

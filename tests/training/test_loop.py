@@ -62,8 +62,7 @@ class Diary:
     def hooks(self) -> Hooks:
         return Hooks(
             log=self.log, evaluate=self.evaluate, save=self.save, consumed=self.consume, nonfinite=self.nonfinite,
-            skipped=self.skipped,
-            advance=self.advance,
+            agree=self.agree, advance=self.advance,
         )  # fmt: skip
 
     def nonfinite(self, steps):
@@ -86,8 +85,9 @@ class Diary:
         self.owed += [step] * note.evaluation_owed
         self.notes[step] = json.loads(json.dumps(dataclasses.asdict(note)))  # as a checkpoint holds it
 
-    def skipped(self, clips):
+    def agree(self, unreadable, save_due):
         self._on_skipped()
+        return save_due
 
     def advance(self):
         self.advanced += 1
@@ -221,7 +221,7 @@ def test_what_was_trained_is_saved_before_an_error():
     diary = Diary(on_skipped=complain)
     with pytest.raises(InputError, match="too many clips"):
         run(diary, total_steps=9, save_steps=100)
-    assert diary.saved == [(4, None)]
+    assert diary.saved == [(5, None)]
 
 
 def test_an_evaluation_that_fails_is_owed():

@@ -20,7 +20,8 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
         raise InputError(
             f"This is process {environment['LOCAL_RANK']} of {environment['WORLD_SIZE']} that torchrun or another "
             "PyTorch launcher started. One process drives all devices of a machine: start it once, with "
-            "python -m xtremes_jax.train and without a launcher, or unset LOCAL_RANK and WORLD_SIZE."
+            "python -m xtremes_jax.train and without a launcher, or unset LOCAL_RANK and WORLD_SIZE. On several "
+            "machines start it with srun, or with --coordinator_address, --num_processes and --process_id."
         )
 
 

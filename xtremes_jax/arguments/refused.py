@@ -21,7 +21,8 @@ class Refused(NamedTuple):
 _COMPILED = "steps are compiled by XLA already"
 _SHARDING = "parameters are sharded with --fsdp_devices N"
 _ONE_PROCESS = (
-    "one process drives all devices of a machine. Start it once, with python -m xtremes_jax.train and no launcher"
+    "one process drives all devices of a machine. Start it with python -m xtremes_jax.train, on several machines with "
+    "srun or with --coordinator_address, --num_processes and --process_id"
 )
 _DDP = "it tunes PyTorch's DistributedDataParallel, which is not used: gradients are summed inside the compiled step"
 _LOADER = "it tunes PyTorch's DataLoader, which is not used. See --dataloader_num_workers"
@@ -123,7 +124,7 @@ REFUSED: dict[str, Refused] = {
     "eval_accumulation_steps": Refused("predictions leave the devices after every batch", ("none", "1")),
     "eval_do_concat_batches": Refused("scores are those of the whole split", ("true",)),
     "batch_eval_metrics": Refused("scores are those of the whole split"),
-    "eval_use_gather_object": Refused("one process runs, so that no predictions have to be gathered"),
+    "eval_use_gather_object": Refused("every process has all predictions from the devices"),
     "prediction_loss_only": Refused("leave out --do_eval and --do_predict if no score is wanted"),
     "include_for_metrics": Refused(_METRICS),
     "include_inputs_for_metrics": Refused(_METRICS),
@@ -136,8 +137,8 @@ REFUSED: dict[str, Refused] = {
         "steps with a loss or gradients that are not finite are left out of the mean that is logged, and counted",
         ("true",),
     ),
-    "log_level_replica": Refused("one process runs, and logs as --log_level says", ("warning",)),
-    "log_on_each_node": Refused("one process runs, on one machine, and logs there", ("true", *OFF)),
+    "log_level_replica": Refused("processes other than the first show errors alone", ("warning",)),
+    "log_on_each_node": Refused("the first of all processes logs", ("true", *OFF)),
     "include_num_input_tokens_seen": Refused(_TOKENS, (*OFF, "no")),
     "include_tokens_per_second": Refused(_TOKENS),
     "skip_memory_metrics": Refused("profile memory with jax.profiler", ("true",)),
@@ -148,7 +149,7 @@ REFUSED: dict[str, Refused] = {
     # Checkpoints and the hub.
     "save_safetensors": Refused("weights are written as safetensors", ("true",)),
     "save_only_model": Refused("a checkpoint without the optimizer's state could not be resumed from"),
-    "save_on_each_node": Refused("one process runs, on one machine, and writes its checkpoints there"),
+    "save_on_each_node": Refused("all machines share one --output_dir, where checkpoints are written once"),
     "enable_jit_checkpoint": Refused("SIGTERM always saves a checkpoint", ("true",)),
     "restore_callback_states_from_checkpoint": Refused("there are no callbacks"),
     "hub_strategy": Refused("the finished run is uploaded once", ("end",)),

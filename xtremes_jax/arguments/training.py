@@ -214,6 +214,18 @@ class TrainingArguments:
     fsdp_devices: int = flag(
         1, "Devices that share one copy of the parameters; must divide their number (ours).", at_least=1, scoring=True
     )
+    coordinator_address: str | None = flag(
+        None,
+        "Of a run of several processes: host:port of process 0 (ours; unset: as JAX_COORDINATOR_ADDRESS, Slurm, a TPU "
+        "pod, Kubernetes or Open MPI says).",
+        scoring=True,
+    )
+    num_processes: int | None = flag(
+        None, "Their number; 1 looks for no others (ours; unset: as the environment says).", at_least=1, scoring=True
+    )
+    process_id: int | None = flag(
+        None, "Number of this one, from 0 on (ours; unset: as the environment says).", at_least=0, scoring=True
+    )
     use_cpu: bool = flag(False, "Run on the CPU even if there is an accelerator.", old=("no_cuda",), scoring=True)
     compilation_cache_dir: str | None = flag(
         None,

@@ -55,7 +55,7 @@ def predict(eval_step: Callable, batches: Iterable, on_batch: Callable[[], None]
     loss_sum, weight, cut_off = 0.0, 0.0, None
     for loaded in batches:
         prediction = jax.device_get(eval_step(loaded.batch))
-        sample_ids = np.asarray(jax.device_get(loaded.batch.sample_ids))
+        sample_ids = np.asarray(prediction.sample_ids)
         real = sample_ids >= 0
         if prediction.cut_off is not None:
             cut_off = (cut_off or 0) + int(prediction.cut_off[real].sum())

@@ -55,13 +55,16 @@ class RunLog:
         directory: the run's output directory.
         tensorboard_dir: where to write TensorBoard events; None writes none.
         resume_step: lines of later steps are dropped: a resumed run writes them again.
+        writes: False in those of a run's processes that leave all this to the first one.
     """
 
-    def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int):
+    def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int, writes: bool = True):
         self.path = directory / "metrics.jsonl"
+        self._writes, self._writer = writes, None
+        if not writes:
+            return
         self._file = _continued(self.path, resume_step)
         self._batches = _continued(directory / "batches.jsonl", resume_step)
-        self._writer = None
         if tensorboard_dir is not None:
             from tensorboardX import SummaryWriter
 
@@ -69,6 +72,8 @@ class RunLog:
 
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Writes a line. `kind` is "train" or a split's prefix ("eval", "predict")."""
+        if not self._writes:
+            return
         row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
         self._file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
         self._file.flush()
@@ -80,23 +85,27 @@ class RunLog:
 
     def write_batch(self, step: int, sample_ids: Sequence[int]) -> None:
         """Writes down which clips a step is made with: `sample_ids` are rows of the dataset."""
+        if not self._writes:
+            return
         self._batches.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
         self._batches.flush()
 
     def write_nonfinite(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Path:
         """Writes `nonfinite.jsonl` in place of an earlier one: steps and their clips. Returns where."""
-        write_jsonl(self.path.with_name("nonfinite.jsonl"), ({"step": step, "sample_ids": ids} for step, ids in steps))
-        return self.path.with_name("nonfinite.jsonl")
+        path = self.path.with_name("nonfinite.jsonl")
+        if self._writes:
+            write_jsonl(path, ({"step": step, "sample_ids": ids} for step, ids in steps))
+        return path
 
     def sync(self) -> None:
         """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them."""
-        for file in (self._file, self._batches):
+        for file in (self._file, self._batches) if self._writes else ():
             os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._batches.close()
+        for file in (self._file, self._batches) if self._writes else ():
+            file.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.training import processes
 from xtremes_jax.training.sealing import RestoreJson, RestoreState, SaveJson, SaveState, SealedJson, SealedState, damage
 from xtremes_jax.training.state import TrainState
 
@@ -120,8 +121,11 @@ class Checkpoints:
     def damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files, in words that end a sentence; None if they are as they were written.
 
-        Reads all of them.
+        Reads all of them, in the first process.
         """
+        return processes.from_first(lambda: self._damage(step))
+
+    def _damage(self, step: int) -> str | None:
         folder = epath.Path(self.directory / str(step))
         return next(filter(None, (damage(folder / item) for item in _ITEMS)), None)
 
@@ -131,9 +135,12 @@ class Checkpoints:
         Raises:
             InputError: there are some, and all of them are damaged.
         """
+        return processes.from_first(self._newest_sound)
+
+    def _newest_sound(self) -> int | None:
         wrong = {}
         for step in reversed(self.steps()):
-            wrong[step] = self.damage(step)
+            wrong[step] = self._damage(step)
             if wrong[step] is None:
                 return step
             logger.warning("The checkpoint %s is damaged: %s.", self.directory / str(step), wrong[step])

@@ -140,18 +140,20 @@ class Hooks:
     """What the loop calls; plain functions of the entry point.
 
     `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, note)`,
-    `consumed(step, sample_ids)` for the clips that a step is made with, `nonfinite([(step, sample_ids), ...]) -> path`
-    for those of the steps that are given up on, `skipped(clips)` for those of them that could
-    not be decoded, `advance()` after each step, for the progress bar, `started(report)` when the first step is done,
-    with the time that it alone has waited and compiled.
+    `agree(clips, save_due) -> save` after each step, with those of its clips that could not be decoded and whether the
+    last checkpoint is old, tells whether to save now: all processes get the same answer, and have the same
+    `stop.received` afterwards; `consumed(step, sample_ids)` for the clips that a step is made with,
+    `nonfinite([(step, sample_ids), ...]) -> path` for those of the steps that are given up on, `advance()` after each
+    step, for the progress bar, `started(report)` when the first step is done, with the time that it alone has waited
+    and compiled.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
     evaluate: Callable[[TrainState, int, float], float | None]
     save: Callable[[TrainState, int, float | None, Note], None]
+    agree: Callable[[Sequence, bool], bool]
     consumed: Callable[[int, Sequence[int]], None]
     nonfinite: Callable[[list[tuple[int, Sequence[int]]]], Path]
-    skipped: Callable[[list], None]
     advance: Callable[[], None]
     started: Callable[["FitReport"], None] = lambda report: None
 
@@ -241,8 +243,8 @@ def fit(
     if start_step < schedule.total_steps:
         with _saved_in_the_end(progress, schedule):
             for loaded in _interruptible(batches, stop):
-                hooks.skipped(loaded.skipped)
                 progress.make_step(train_step, loaded)
+                save_now = hooks.agree(loaded.skipped, progress.is_old(schedule))
                 if report.steps == 1:
                     jax.block_until_ready(progress.meter.pending)
                     report.first_step_seconds = time.perf_counter() - begun
@@ -252,7 +254,7 @@ def fit(
                 # Before the last checkpoint, which a run that has ended starts from.
                 progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
                 hooks.advance()
-                progress.pause(schedule, epoch, epoch_ended)
+                progress.pause(schedule, epoch, epoch_ended, save_now)
                 if progress.step >= schedule.total_steps or stop.received is not None:
                     break
         report.runtime = time.perf_counter() - begun
@@ -351,13 +353,16 @@ class _Progress:
         if math.isfinite(loss):
             self.losses.append(loss)
 
-    def pause(self, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
+    def is_old(self, schedule: Schedule) -> bool:
+        """Whether the last checkpoint was made so long ago that another is due at any step."""
+        return schedule.save_seconds is not None and time.perf_counter() - self.saved_at >= schedule.save_seconds
+
+    def pause(self, schedule: Schedule, epoch: float, epoch_ended: bool, save_now: bool) -> None:
         """Evaluates and saves where that is due after this step; the time is that of neither the step nor the next."""
         begun = time.perf_counter()
         if schedule.due(schedule.eval_steps, self.step, epoch_ended):
             self.evaluate(epoch)
-        old = schedule.save_seconds is not None and begun - self.saved_at >= schedule.save_seconds
-        if old or schedule.due(schedule.save_steps, self.step, epoch_ended):
+        if save_now or schedule.due(schedule.save_steps, self.step, epoch_ended):
             self.save()
         self.meter.started += self.report.paused(time.perf_counter() - begun)
 
@@ -401,7 +406,8 @@ def _saved_in_the_end(progress: _Progress, schedule: Schedule) -> Iterator[None]
         raise
     except (InputError, CompilationFailed):
         gone = any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
-        if schedule.save_steps is not None and not gone:
+        # With other processes none saves by itself, and these may be at another step by now.
+        if schedule.save_steps is not None and not gone and not progress.stop.shared:
             progress.save_unless_saved()
         raise
     if schedule.save_steps is not None or progress.stop.received is not None:

@@ -52,6 +52,19 @@ def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds on the devices of all of them; none gets more than its part."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array, in every process; all of them have to ask."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda part: part, out_shardings=whole)(array)
+    return np.asarray(jax.device_get(array))
+
+
 def tree_sharding(mesh: Mesh, tree):
     """`array_sharding` of every array of a pytree: optimizer moments land exactly where their parameters do."""
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), tree)

@@ -21,12 +21,22 @@ class StopRequest:
     """Context in which its signals raise `Interrupted`, or, inside `deferred()`, only set `received`.
 
     SIGTERM comes from whoever takes the machine back, SIGINT from the keyboard, SIGUSR1 from Slurm (`--signal`).
+
+    Args:
+        shared: the run has other processes, which may have had no signal. Inside `deferred()` none counts then before
+            all of them have agreed to (`obey`): what they do together nobody may leave by himself.
+
+    Attributes:
+        shared: as given.
+        asked: number of the signal that this process has had.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    def __init__(self, shared: bool = False) -> None:
+        self.asked: int | None = None
+        self._agreed: int | None = None
+        self.shared = shared
         self._deferred = False
         self._previous: dict[int, object] = {}
         self._unraisable = sys.unraisablehook
@@ -43,10 +53,22 @@ class StopRequest:
         self._restore()
         sys.unraisablehook = self._unraisable
 
+    @property
+    def received(self) -> int | None:
+        """Number of the signal that counts by now."""
+        return self._agreed if self.shared and self._deferred else self.asked
+
+    def obey(self, number: int) -> None:
+        """Takes over the signal that one of the processes has had, which all have agreed upon."""
+        self.asked = self._agreed = number
+
     @contextmanager
     def deferred(self, wait: bool = True) -> Iterator[None]:
-        """Within, a signal waits to be looked up in `received`; `wait=False` suspends that again for a while."""
-        before, self._deferred = self._deferred, wait
+        """Within, a signal waits to be looked up in `received`; `wait=False` suspends that again for a while.
+
+        With other processes nothing suspends it.
+        """
+        before, self._deferred = self._deferred, wait or (self.shared and self._deferred)
         try:
             yield
         finally:
@@ -63,7 +85,7 @@ class StopRequest:
             self._unraisable(unraisable)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+        self.asked = number
         # From here on a second signal ends the process at once, whatever it is doing.
         for other in self._previous:
             signal.signal(other, signal.SIG_DFL)

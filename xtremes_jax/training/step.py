@@ -54,8 +54,18 @@ class Prediction(NamedTuple):
     loss_sum: Float[Array, ""]
     weight: Float[Array, ""]
     """What the mean loss is the mean over: clips, and in translation tokens."""
+    sample_ids: Int[Array, " batch"]
+    """Of the batch, in reach of every process: -1 for filler rows."""
     cut_off: Bool[Array, " batch"] | None = None
     """Translation: whether a sentence hit the length limit before its end."""
+
+
+class Embedded(NamedTuple):
+    """What retrieval needs of a batch."""
+
+    embeddings: Float[Array, "batch embedding"]
+    sample_ids: Int[Array, " batch"]
+    """As in `Prediction`."""
 
 
 def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
@@ -192,11 +202,12 @@ def _update(state: TrainState, gradients, finite, optimizer, scale_loss: bool) -
     )
 
 
-def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Float[Array, "batch embedding"]]:
-    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> embeddings`, free of randomness."""
+def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Embedded]:
+    """Compiles (once for each batch shape) the step `(trainable, frozen, batch) -> Embedded`, free of randomness."""
 
-    def embed_step(trainable, frozen, batch: Batch) -> Float[Array, "batch embedding"]:
-        return join(graphdef, trainable, frozen)(batch.audio, batch.audio_lengths).logits
+    def embed_step(trainable, frozen, batch: Batch) -> Embedded:
+        model = join(graphdef, trainable, frozen)
+        return Embedded(model(batch.audio, batch.audio_lengths).logits, batch.sample_ids)
 
     return jax.jit(embed_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
@@ -231,7 +242,8 @@ def make_eval_step(
         else:
             ids = jnp.argmax(output.logits, axis=-1).astype(jnp.int32)
             lengths = jnp.ones_like(batch.label_lengths)
-        return Prediction(ids, lengths, objective.loss_sum(output, batch), objective.count(batch))
+        loss_sum, weight = objective.loss_sum(output, batch), objective.count(batch)
+        return Prediction(ids, lengths, loss_sum, weight, batch.sample_ids)
 
     return jax.jit(eval_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
@@ -242,4 +254,5 @@ def _translate(model, objective: Objective, batch: Batch, generation: Generation
     forced = model.force(hidden, lengths, batch.labels, batch.label_lengths)
     written = generate_from_hidden(model, hidden, lengths, generation)
     loss_sum = objective.loss_sum(forced, batch)
-    return Prediction(written.tokens, written.lengths, loss_sum, objective.count(batch), written.cut_off)
+    weight = objective.count(batch)
+    return Prediction(written.tokens, written.lengths, loss_sum, weight, batch.sample_ids, written.cut_off)

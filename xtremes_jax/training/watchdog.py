@@ -56,7 +56,7 @@ class Watchdog:
             if now - max(moved, told) < self._timeout:
                 continue
             told = now
-            logger.warning(
+            logger.error(  # of this very process, whichever it is
                 "Nothing has moved for %.0f s (--stall_timeout) in this phase: %s. What every thread does:",
                 now - moved, self._phase,
             )  # fmt: skip

@@ -1,0 +1,82 @@
+"""From a command line to an exit status: what `python -m xtremes_jax.train` and its like have in common."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+
+from xtremes_jax import console
+from xtremes_jax.arguments import Arguments, TrainingArguments
+from xtremes_jax.errors import InputError
+from xtremes_jax.training import processes
+from xtremes_jax.training.launch import find_launch, has_tpu, join
+from xtremes_jax.training.signals import Interrupted
+
+
+def run_command(
+    parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
+) -> int:
+    """Runs a command line: `parse`, then `run`.
+
+    Where the run has several processes, this one joins the others first, and ends with them.
+
+    Returns:
+        The exit status: 0, 2 for input that cannot be used (said in a sentence), 128 + signal number after a signal, or
+        in a run of several processes 1 after an error of another kind (with its traceback).
+    """
+    try:
+        arguments = parse(argv)
+        console.set_up(arguments.training.log_level)
+        join_processes(arguments.training)
+        with processes.ending_together():
+            run(arguments)
+    except InputError as error:
+        return _end(2, f"error: {error}")
+    except Interrupted as interruption:
+        again = "." if not arguments.training.do_train else "; the same command goes on from here."
+        if arguments.training.overwrite_output_dir:
+            again = "; the same command without --overwrite_output_dir goes on from here."
+        return _end(interruption.status, f"Stopped by {interruption}{again}")
+    except Exception as error:
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        return _end(
+            1, f"error: {type(error).__name__}: {error}\nIf an operation between processes has failed, another process "
+            "may be lost: see what each has written last, and whether memory or the machine was taken from it."
+        )  # fmt: skip
+    return 0
+
+
+def join_processes(training: TrainingArguments) -> None:
+    """Joins the other processes of the run, if flags or the environment tell of any; see `training.launch`."""
+    if training.use_cpu:
+        jax.config.update("jax_platforms", "cpu")
+    launch = find_launch(
+        training.coordinator_address, training.num_processes, training.process_id, on_tpu=has_tpu()
+    )  # fmt: skip
+    join(launch)
+
+
+def _end(status: int, text: str) -> int:
+    """Says why a run ends here, to the other processes too; the status."""
+    print(console.signed(text), file=sys.stderr, flush=True)
+    if processes.several():
+        processes.tell_of_the_end(status, text.splitlines()[0])
+    return status
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with an exit status.
+
+    At once after a signal, as threads of the compiler may need minutes, and where the end is not that of all processes
+    of a run, for which JAX would wait.
+    """
+    if status > 128 or (status and processes.several()):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
