@@ -3,6 +3,7 @@
 import collections
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import pytest
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import create_state
 
 
@@ -198,3 +200,22 @@ def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(tmp_path, rng):
     again.save(2, make_state(rng), {})
     again.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing is left of the failed one
+
+
+def test_a_signal_while_a_checkpoint_is_waited_for_is_no_failure_to_write_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with StopRequest(), pytest.raises(Interrupted):
+        checkpoints.wait()
+
+
+def test_a_failure_without_words_and_a_directory_that_is_gone_are_explained(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run")
+
+    def fail():
+        shutil.rmtree(tmp_path / "run")
+        raise TimeoutError
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    with pytest.raises(InputError, match=r"could not be written to .*run: TimeoutError There is no checkpoint\."):
+        checkpoints.wait()

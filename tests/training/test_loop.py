@@ -213,6 +213,22 @@ def test_outside_the_loop_a_signal_stops_at_once_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_that_has_waited_ends_what_would_wait_long():
+    with StopRequest() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), stop.deferred(wait=False):
+            raise AssertionError("nothing is waited for")
+
+
+def test_a_signal_is_not_caught_as_an_error():
+    """Data preparation and libraries catch every `Exception`, to try again or to go on without."""
+    with pytest.raises(Interrupted), StopRequest():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pass
+
+
 def test_what_was_trained_is_saved_before_an_error():
     def complain():
         if diary.advanced == 4:
