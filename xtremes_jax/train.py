@@ -181,6 +181,8 @@ def run_loop(
         shapes = course.loader.shapes(begin, total_steps - begin)
         step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
         state, note = resume(arguments, corpus, course, network)
+        if "eval" not in scorers:
+            note = dataclasses.replace(note, evaluation_owed=False)
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
         if cache is not None:
             resources.callback(cache.close)
@@ -191,6 +193,7 @@ def run_loop(
             around.directory.path,
             tensorboard_dir=tensorboard_folder(arguments, around.directory) if arguments.training.report_to else None,
             resume_step=begin,
+            evaluation_owed=note.evaluation_owed,
         )
         resources.callback(log.close)
         bar = console.Bar(total=total_steps, start=begin, hidden=arguments.training.disable_tqdm)
@@ -213,7 +216,7 @@ def run_loop(
                 hooks=hooks,
                 stop=around.stop,
                 epoch_of=course.epoch_of,
-                note=note if "eval" in scorers else dataclasses.replace(note, evaluation_owed=False),
+                note=note,
             )
 
 

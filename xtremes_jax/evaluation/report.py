@@ -55,11 +55,14 @@ class RunLog:
         directory: the run's output directory.
         tensorboard_dir: where to write TensorBoard events; None writes none.
         resume_step: lines of later steps are dropped: a resumed run writes them again.
+        evaluation_owed: it evaluates at that step again, so a line that an earlier process has written of it goes too.
     """
 
-    def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int):
+    def __init__(
+        self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int, evaluation_owed: bool = False
+    ):
         self.path = directory / "metrics.jsonl"
-        self._file = _continued(self.path, resume_step)
+        self._file = _continued(self.path, resume_step, without="eval" if evaluation_owed else None)
         self._batches = _continued(directory / "batches.jsonl", resume_step)
         self._writer = None
         if tensorboard_dir is not None:
@@ -101,10 +104,18 @@ class RunLog:
             self._writer.close()
 
 
-def _continued(path: Path, step: int) -> TextIO:
-    """A file of JSON lines, opened to go on after `step`: lines of later steps are dropped, torn ones too."""
+def _continued(path: Path, step: int, without: str | None = None) -> TextIO:
+    """A file of JSON lines, opened to go on after `step`: lines of later steps are dropped, torn ones too.
+
+    So are the lines of the kind `without` of that step itself.
+    """
+
+    def stays(row: dict[str, Any]) -> bool:
+        at = row.get("step", 0)
+        return 0 < step and (at < step or (at == step and (without is None or row.get("kind") != without)))
+
     if path.exists():
-        write_jsonl(path, [row for row in _whole_lines(path) if step > 0 and row.get("step", 0) <= step])
+        write_jsonl(path, [row for row in _whole_lines(path) if stays(row)])
     return path.open("a", encoding="utf-8")
 
 
