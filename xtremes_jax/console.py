@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: log lines, a progress bar, one line an evaluation, the table at the end."""
 
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,9 @@ from xtremes_jax.tasks import TaskSpec
 from xtremes_jax.training.signals import Interrupted
 
 logger = logging.getLogger(__name__)
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the operating system says of a disk that is full or may not be written to."""
 
 _MOST_LANGUAGES_ON_ONE_LINE = 8
 
@@ -53,7 +57,8 @@ def run_command(
     """Runs a command line: `parse`, then `run`.
 
     Returns:
-        The exit status: 0, 2 for input that cannot be used (said in a sentence), or 128 + signal number after a signal.
+        The exit status: 0, 2 for input that cannot be used or a disk that is full (said in a sentence), or 128 + signal
+        number after a signal.
     """
     try:
         arguments = parse(argv)
@@ -61,6 +66,12 @@ def run_command(
         run(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}. Make room; the same command then goes on from here.", file=sys.stderr)
         return 2
     except Interrupted as interruption:
         again = "." if not arguments.training.do_train else "; the same command goes on from here."
@@ -72,12 +83,15 @@ def run_command(
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process with an exit status; at once after a signal, as threads of the compiler may need minutes."""
-    if status > 128:
+    """Ends the process with an exit status; at once if it is not 0.
+
+    After a signal, threads of the compiler may need minutes; after a failed write, so may Orbax's.
+    """
+    if status:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)
-    sys.exit(status)
+    sys.exit()
 
 
 class Bar:

@@ -4,34 +4,62 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+
+from xtremes_jax.errors import InputError
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes `values` whole or not at all; numbers that are not finite become null, which JSON can hold."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(path)
+    with _whole(path) as file:
+        file.write((json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with _whole(path) as file:
         for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-    temporary.replace(path)
+            file.write((json.dumps(_plain(row), ensure_ascii=False) + "\n").encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a NumPy archive, whole or not at all; it loads with `numpy.load(path)`, without pickle."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with _whole(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _explained(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Says what to do when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}. Make room or mend the directory; the same command then goes "
+            "on from the last checkpoint."
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -72,9 +100,7 @@ class RunLog:
 
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Writes a line. `kind` is "train" or a split's prefix ("eval", "predict")."""
-        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
-        self._file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-        self._file.flush()
+        _append(self._file, {"kind": kind, "step": step, "epoch": round(epoch, 6), **values})
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -83,8 +109,7 @@ class RunLog:
 
     def write_batch(self, step: int, sample_ids: Sequence[int]) -> None:
         """Writes down which clips a step is made with: `sample_ids` are rows of the dataset."""
-        self._batches.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
-        self._batches.flush()
+        _append(self._batches, {"step": step, "sample_ids": sample_ids})
 
     def write_nonfinite(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Path:
         """Writes `nonfinite.jsonl` in place of an earlier one: steps and their clips. Returns where."""
@@ -92,16 +117,29 @@ class RunLog:
         return self.path.with_name("nonfinite.jsonl")
 
     def sync(self) -> None:
-        """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them."""
+        """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them.
+
+        Raises:
+            InputError: one cannot be written, now or before.
+        """
         for file in (self._file, self._batches):
-            os.fsync(file.fileno())
+            with _explained(Path(file.name)):
+                file.flush()
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._batches.close()
         if self._writer is not None:
             self._writer.close()
+        for file in (self._file, self._batches):
+            with suppress(OSError):  # of a line that could not be written, which was said then
+                file.close()
+
+
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    with _explained(Path(file.name)):
+        file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+        file.flush()
 
 
 def _continued(path: Path, step: int, without: str | None = None) -> TextIO:
