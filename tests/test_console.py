@@ -1,5 +1,7 @@
-"""What is printed at the end of a run of translation."""
+"""What is printed at the end of a run, and how it ends when the disk is full."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 from xtremes_jax import console
@@ -31,3 +33,22 @@ def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
     assert "average   21.5000\nfr.en     30.0000\nit.en     13.0000\n" in out
     assert "bleu, high resource languages (without de es ca): 30.00\n" in out
     assert "bleu, mid resource languages (without fa ru pt zh): 13.00\n" in out and "low resource" not in out
+
+
+ENDS = """
+import sys, threading
+from types import SimpleNamespace
+from xtremes_jax import console
+training = SimpleNamespace(log_level="info", do_train=True, overwrite_output_dir=False)
+def run(arguments):
+    threading.Thread(target=threading.Event().wait, args=(120,)).start()  # as one that waits for a failed write
+    with open("/dev/full", "w") as file:
+        file.write("x")
+command.leave(command.run_command(lambda argv: SimpleNamespace(training=training), run, []))
+"""
+
+
+def test_a_full_disk_ends_the_run_at_once_with_a_sentence():
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: No space left on device. Make room; the same command then goes on from here." in done.stderr

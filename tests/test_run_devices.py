@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from dataclasses import make_dataclass
 
 import numpy as np
+import pytest
 from corpora import write_corpus
 from runs import flags, rows, run_elsewhere
 
 from xtremes_jax import train
+from xtremes_jax.course import BatchSplit, with_the_same_batches
 
 
 def test_eight_devices_give_the_losses_of_one(tmp_path):
@@ -57,3 +60,19 @@ def test_a_run_goes_on_with_more_and_with_fewer_devices(tmp_path):
     losses = [[row["loss"] for row in rows(folder / "metrics.jsonl")] for folder in (parts, whole)]
     assert len(losses[1]) == 6
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_a_run_that_is_stopped_again_and_again_keeps_its_batches(seconds):
+    """Sixteen clips a step on four devices; the same command on two, twice, on one, and on four again."""
+    training = make_dataclass("Training", ["per_device_train_batch_size", "gradient_accumulation_steps"])(4, 1)
+    command = make_dataclass("Arguments", ["training", "data"])(
+        training, make_dataclass("Data", ["max_batch_seconds"])(seconds)
+    )
+    asked = split = BatchSplit(4, 1)
+    before, splits = 4, []
+    for devices in (4, 2, 2, 1, 1, 4, 4):
+        progress = {"asked": asked._asdict(), "split": split._asdict(), "devices": before}
+        split, before = BatchSplit.of(with_the_same_batches(command, progress, devices)), devices
+        splits.append(split)
+    assert splits == [(4, 1), (4, 2), (4, 2), (4, 4), (4, 4), (4, 1), (4, 1)]

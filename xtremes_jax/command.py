@@ -1,5 +1,6 @@
 """From a command line to an exit status: what `python -m xtremes_jax.train` and its like have in common."""
 
+import errno
 import os
 import sys
 import traceback
@@ -15,6 +16,9 @@ from xtremes_jax.training import processes
 from xtremes_jax.training.launch import find_launch, has_tpu, join
 from xtremes_jax.training.signals import Interrupted
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the operating system says of a disk that is full or may not be written to."""
+
 
 def run_command(
     parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
@@ -24,8 +28,8 @@ def run_command(
     Where the run has several processes, this one joins the others first, and ends with them.
 
     Returns:
-        The exit status: 0, 2 for input that cannot be used (said in a sentence), 128 + signal number after a signal, or
-        in a run of several processes 1 after an error of another kind (with its traceback).
+        The exit status: 0, 2 for input that cannot be used or a disk that is full (said in a sentence), 128 + signal
+        number after a signal, or in a run of several processes 1 after an error of another kind (with its traceback).
     """
     try:
         arguments = parse(argv)
@@ -41,6 +45,9 @@ def run_command(
             again = "; the same command without --overwrite_output_dir goes on from here."
         return _end(interruption.status, f"Stopped by {interruption}{again}")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = f"{error.filename}: " if error.filename else ""
+            return _end(2, f"error: {where}{error.strerror}. Make room; the same command then goes on from here.")
         if not processes.several():
             raise
         traceback.print_exc()
@@ -70,13 +77,13 @@ def _end(status: int, text: str) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process with an exit status.
+    """Ends the process with an exit status; at once if it is not 0.
 
-    At once after a signal, as threads of the compiler may need minutes, and where the end is not that of all processes
-    of a run, for which JAX would wait.
+    After a signal, threads of the compiler may need minutes; after a failed write, so may Orbax's; and with other
+    processes JAX would wait for all of them.
     """
-    if status > 128 or (status and processes.several()):
+    if status:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)
-    sys.exit(status)
+    sys.exit()

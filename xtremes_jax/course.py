@@ -91,8 +91,9 @@ def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], device
     """The arguments of a run that goes on with another number of devices, so that its batches stay what they were.
 
     A batch of all devices is split among more or fewer of them: into as few micro-batches as there can be without more
-    clips at a time on a device than the command line allows. What a step computes does not depend on that. A command
-    line that asks for another batch than it did before gets it.
+    clips at a time on a device than the command line allows. What a step computes does not depend on that. With the
+    devices of the last time the split stays that of the last time. A command line that asks for another batch than it
+    did before gets it.
 
     Args:
         arguments: of this command line.
@@ -100,10 +101,12 @@ def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], device
         devices: of this run.
     """
     asked, before = BatchSplit.of(arguments), BatchSplit(**progress["split"])
-    if BatchSplit(**progress["asked"]) != asked or progress["devices"] == devices:
+    if BatchSplit(**progress["asked"]) != asked:
         return arguments
     pieces = before.micro_batches * progress["devices"]
-    if arguments.data.max_batch_seconds is None:
+    if progress["devices"] == devices:  # perhaps not those that the run began with
+        splits = iter([before])
+    elif arguments.data.max_batch_seconds is None:
         clips = before.clips * pieces
         splits = (
             BatchSplit(clips // (devices * count), count)
@@ -113,7 +116,7 @@ def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], device
     else:
         splits = (BatchSplit(before.clips, pieces // devices) for _ in range(pieces % devices == 0))
     split = next(splits, None)
-    if split is None:
+    if split is None or split == asked:
         return arguments
     logger.info(
         "The last steps were made on %d devices. On %d, %d micro-batches of %d clips a device make the same batches.",

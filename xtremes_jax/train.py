@@ -203,6 +203,8 @@ def run_loop(
         shapes = course.loader.shapes(begin, total_steps - begin)
         step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
         state, note = resume(arguments, corpus, course, network)
+        if "eval" not in scorers:
+            note = dataclasses.replace(note, evaluation_owed=False)
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
         if cache is not None:
             resources.callback(cache.close)
@@ -214,6 +216,7 @@ def run_loop(
             tensorboard_dir=tensorboard_folder(arguments, around.directory) if arguments.training.report_to else None,
             resume_step=begin,
             writes=is_first(),
+            evaluation_owed=note.evaluation_owed,
         )
         resources.callback(log.close)
         bar = console.Bar(total=total_steps, start=begin, hidden=arguments.training.disable_tqdm, silent=not is_first())
@@ -236,7 +239,7 @@ def run_loop(
                 hooks=hooks,
                 stop=around.stop,
                 epoch_of=course.epoch_of,
-                note=note if "eval" in scorers else dataclasses.replace(note, evaluation_owed=False),
+                note=note,
             )
 
 

@@ -1,8 +1,11 @@
 """Checkpoints through real Orbax directories."""
 
 import collections
+import errno
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,7 +18,9 @@ import optax
 import pytest
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.training import sealing
 from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import create_state
 
 
@@ -198,3 +203,53 @@ def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(tmp_path, rng):
     again.save(2, make_state(rng), {})
     again.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]  # nothing is left of the failed one
+
+
+def test_a_signal_while_a_checkpoint_is_waited_for_is_no_failure_to_write_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with StopRequest(), pytest.raises(Interrupted):
+        checkpoints.wait()
+
+
+def test_a_failure_without_words_and_a_directory_that_is_gone_are_explained(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "run")
+
+    def fail():
+        shutil.rmtree(tmp_path / "run")
+        raise TimeoutError
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    with pytest.raises(InputError, match=r"could not be written to .*run: TimeoutError There is no checkpoint\."):
+        checkpoints.wait()
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(tmp_path, rng, monkeypatch, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(rng), {})
+    checkpoints.wait()
+    digest = sealing._digest
+
+    def broken_disk(path):
+        if "/2/state/" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(sealing, "_digest", broken_disk)
+    assert checkpoints.newest_sound() == 1
+    assert re.search(r"2 is damaged: state/\S+ cannot be read \(Input/output error\)", caplog.text)
+    checkpoints.close()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path, rng, monkeypatch):
+    """Each of its files, and the folders that they are in."""
+    synced, sync = set(), sealing._sync
+    monkeypatch.setattr(sealing, "_sync", lambda path: (sync(path), synced.add(os.stat(path).st_ino)))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, make_state(rng), {"a": 1})
+    checkpoints.close()
+    for item in ("state", "progress"):
+        paths = [tmp_path / "7" / item, *(tmp_path / "7" / item).rglob("*")]
+        missed = {path.name for path in paths if path.stat().st_ino not in synced}
+        assert missed <= {"commit_success.txt"}  # Orbax's mark, which comes last

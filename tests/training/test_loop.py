@@ -213,6 +213,57 @@ def test_outside_the_loop_a_signal_stops_at_once_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_stop_makes_no_step_a_candidate_for_the_best(planned):
+    """A signal in a step that is evaluated: scored as in a run that goes on, and best only if it is saved there too."""
+    whole, first, second = Diary(), Diary(), Diary()
+    every = dict(total_steps=8, eval_steps=2, save_steps=3 if planned else 4)
+    run(whole, **every)
+    counting = fake_step()
+
+    def step(state, batch):
+        if state == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return counting(state, batch)
+
+    with StopRequest() as stop, stop.deferred():
+        run(first, stop=stop, step=step, **every)
+    assert first.owed == [6] and first.evaluated == [2, 4]
+    run(second, start=6, note=Note(**first.notes[6]), **every)
+    assert first.evaluated + second.evaluated == whole.evaluated
+    scores = [{step: score for step, score in saved if score} for saved in (whole.saved, first.saved + second.saved)]
+    assert scores[0] == scores[1] and (6 in scores[0]) == planned
+
+
+def test_an_old_checkpoint_is_no_candidate_for_the_best(monkeypatch):
+    """`--save_seconds`: which checkpoint is best must not depend on the clock."""
+    diary, now = Diary(), [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(state, batch, step=fake_step()):  # noqa: B008
+        now[0] += 10
+        return step(state, batch)
+
+    run(diary, total_steps=6, eval_steps=2, save_seconds=20.0, save_steps=6, step=slow)
+    assert diary.saved == [(2, None), (4, None), (6, 0.06)] and diary.evaluated == [2, 4, 6]
+
+
+def test_a_signal_that_has_waited_ends_what_would_wait_long():
+    with StopRequest() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), stop.deferred(wait=False):
+            raise AssertionError("nothing is waited for")
+
+
+def test_a_signal_is_not_caught_as_an_error():
+    """Data preparation and libraries catch every `Exception`, to try again or to go on without."""
+    with pytest.raises(Interrupted), StopRequest():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pass
+
+
 def test_what_was_trained_is_saved_before_an_error():
     def complain():
         if diary.advanced == 4:

@@ -4,34 +4,62 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+
+from xtremes_jax.errors import InputError
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes `values` whole or not at all; numbers that are not finite become null, which JSON can hold."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(path)
+    with _whole(path) as file:
+        file.write((json.dumps(_plain(values), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with _whole(path) as file:
         for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-    temporary.replace(path)
+            file.write((json.dumps(_plain(row), ensure_ascii=False) + "\n").encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a NumPy archive, whole or not at all; it loads with `numpy.load(path)`, without pickle."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with _whole(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with _explained(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Says what to do when a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}. Make room or mend the directory; the same command then goes "
+            "on from the last checkpoint."
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -56,14 +84,23 @@ class RunLog:
         tensorboard_dir: where to write TensorBoard events; None writes none.
         resume_step: lines of later steps are dropped: a resumed run writes them again.
         writes: False in those of a run's processes that leave all this to the first one.
+        evaluation_owed: it evaluates at that step again, so a line that an earlier process has written of it goes too.
     """
 
-    def __init__(self, directory: Path, *, tensorboard_dir: Path | None, resume_step: int, writes: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tensorboard_dir: Path | None,
+        resume_step: int,
+        writes: bool = True,
+        evaluation_owed: bool = False,
+    ):
         self.path = directory / "metrics.jsonl"
         self._writes, self._writer = writes, None
         if not writes:
             return
-        self._file = _continued(self.path, resume_step)
+        self._file = _continued(self.path, resume_step, without="eval" if evaluation_owed else None)
         self._batches = _continued(directory / "batches.jsonl", resume_step)
         if tensorboard_dir is not None:
             from tensorboardX import SummaryWriter
@@ -74,9 +111,7 @@ class RunLog:
         """Writes a line. `kind` is "train" or a split's prefix ("eval", "predict")."""
         if not self._writes:
             return
-        row = {"kind": kind, "step": step, "epoch": round(epoch, 6), **values}
-        self._file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-        self._file.flush()
+        _append(self._file, {"kind": kind, "step": step, "epoch": round(epoch, 6), **values})
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -85,10 +120,8 @@ class RunLog:
 
     def write_batch(self, step: int, sample_ids: Sequence[int]) -> None:
         """Writes down which clips a step is made with: `sample_ids` are rows of the dataset."""
-        if not self._writes:
-            return
-        self._batches.write(json.dumps({"step": step, "sample_ids": sample_ids}) + "\n")
-        self._batches.flush()
+        if self._writes:
+            _append(self._batches, {"step": step, "sample_ids": sample_ids})
 
     def write_nonfinite(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Path:
         """Writes `nonfinite.jsonl` in place of an earlier one: steps and their clips. Returns where."""
@@ -98,22 +131,43 @@ class RunLog:
         return path
 
     def sync(self) -> None:
-        """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them."""
+        """Has all lines on the disk, as a checkpoint that is newer than they are must not outlive them.
+
+        Raises:
+            InputError: one cannot be written, now or before.
+        """
         for file in (self._file, self._batches) if self._writes else ():
-            os.fsync(file.fileno())
+            with _explained(Path(file.name)):
+                file.flush()
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._file, self._batches) if self._writes else ():
-            file.close()
         if self._writer is not None:
             self._writer.close()
+        for file in (self._file, self._batches) if self._writes else ():
+            with suppress(OSError):  # of a line that could not be written, which was said then
+                file.close()
 
 
-def _continued(path: Path, step: int) -> TextIO:
-    """A file of JSON lines, opened to go on after `step`: lines of later steps are dropped, torn ones too."""
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    with _explained(Path(file.name)):
+        file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+        file.flush()
+
+
+def _continued(path: Path, step: int, without: str | None = None) -> TextIO:
+    """A file of JSON lines, opened to go on after `step`: lines of later steps are dropped, torn ones too.
+
+    So are the lines of the kind `without` of that step itself.
+    """
+
+    def stays(row: dict[str, Any]) -> bool:
+        at = row.get("step", 0)
+        return 0 < step and (at < step or (at == step and (without is None or row.get("kind") != without)))
+
     if path.exists():
-        write_jsonl(path, [row for row in _whole_lines(path) if step > 0 and row.get("step", 0) <= step])
+        write_jsonl(path, [row for row in _whole_lines(path) if stays(row)])
     return path.open("a", encoding="utf-8")
 
 

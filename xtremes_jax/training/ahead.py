@@ -177,23 +177,30 @@ class CompiledAhead:
     def _wait(self, shape: tuple, batch: Batch) -> Program:
         future = self._futures.get(shape)
         if future is None or future.cancel():  # not begun: it does not have to queue behind the others
-            self._futures[shape] = future = Future()
-            future.set_result(self._compile_now(batch))
+            self._futures[shape] = future = self._begin(batch)
         wait([future])
         if future.exception() is not None:  # it was told of: memory that it lacked beside other work may be there now
-            self._futures[shape] = future = Future()
-            future.set_result(self._compile_now(batch))
-        return future.result()
-
-    def _compile_now(self, batch: Batch) -> Program:
+            self._futures[shape] = future = self._begin(batch)
+            wait([future])
         try:
-            return self._compile(jax.tree.map(_abstract, batch))
-        except Interrupted:  # by a signal: no fault of the program's
-            raise
+            return future.result()
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemory(batch, error) from error
             raise CompilationFailed(f"The step for {_described(batch)} cannot be compiled: {error}") from error
+
+    def _begin(self, batch: Batch) -> "Future[Program]":
+        """Compiles at once, in a thread of its own: Python sees a signal only while its main thread is free."""
+        future: Future[Program] = Future()
+
+        def compile_it() -> None:
+            try:
+                future.set_result(self._compile(jax.tree.map(_abstract, batch)))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=compile_it, name="compile-now", daemon=True).start()
+        return future
 
     def _compile_ahead(self, batch: Batch) -> Program:
         try:

@@ -1,6 +1,7 @@
 """Checkpoints of a run, through Orbax: the training state, and beside it what the state alone does not tell."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,10 +112,12 @@ class Checkpoints:
             yield
         except Exception as error:  # of the file system, of TensorStore or of Orbax, each with types of its own
             # As the disk has it: the manager counts those out that it was about to remove.
-            left = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
-            kept = f"The last complete checkpoint is that of step {max(left)}" if left else "There is no checkpoint yet"
+            names = os.listdir(self.directory) if self.directory.is_dir() else []
+            left = [int(name) for name in names if name.isdigit()]
+            kept = f"The last complete checkpoint is that of step {max(left)}" if left else "There is no checkpoint"
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"A checkpoint could not be written to {self.directory}: {str(error).strip().splitlines()[0]} {kept}. "
+                f"A checkpoint could not be written to {self.directory}: {what} {kept}. "
                 "Make room or mend the directory; the same command then goes on from there."
             ) from error
 

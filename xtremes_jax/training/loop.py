@@ -49,6 +49,11 @@ class Schedule:
             return False
         return (epoch_ended or step >= self.total_steps) if every == "epoch" else step % every == 0
 
+    def is_checkpoint_planned(self, step: int, epoch_ended: bool) -> bool:
+        """Whether a run that nothing stops has a checkpoint after `step` steps, whatever the clock says."""
+        last = self.save_steps is not None and step >= self.total_steps
+        return last or self.due(self.save_steps, step, epoch_ended)
+
     def is_log_due(self, step: int, epoch_ended: bool) -> bool:
         """Whether there is a log line after `step` steps."""
         if self.logging_steps is not None and step >= self.total_steps:
@@ -238,7 +243,9 @@ def fit(
     meter = Meter() if note.unlogged is None else Meter.going_on(note.unlogged)
     progress = _Progress(state, hooks, stop, report, meter, step=start_step, saved=start_step)
     if note.evaluation_owed:
-        progress.evaluate(epoch_of(start_step)[0])
+        epoch, epoch_ended = epoch_of(start_step)
+        progress.planned = schedule.is_checkpoint_planned(start_step, epoch_ended)
+        progress.evaluate(epoch)
         progress.save()
     if start_step < schedule.total_steps:
         with _saved_in_the_end(progress, schedule):
@@ -251,6 +258,7 @@ def fit(
                     hooks.started(report)
                 epoch, epoch_ended = epoch_of(progress.step)
                 progress.owed = schedule.due(schedule.eval_steps, progress.step, epoch_ended)
+                progress.planned = schedule.is_checkpoint_planned(progress.step, epoch_ended)
                 # Before the last checkpoint, which a run that has ended starts from.
                 progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
                 hooks.advance()
@@ -279,6 +287,8 @@ class _Progress:
     """Of the evaluation at this step, if there was one."""
     owed: bool = False
     """Whether an evaluation was due at this step and has not been made."""
+    planned: bool = False
+    """Whether a checkpoint of this step is the schedule's, not a signal's, an error's or the clock's."""
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LINES))
     """Of the last log lines."""
     recent: deque[tuple[int, Sequence[int]]] = field(default_factory=deque)
@@ -378,9 +388,12 @@ class _Progress:
             pass
 
     def save(self) -> None:
-        """Hands the state over, with what is known of it."""
+        """Hands the state over, with what is known of it.
+
+        Its score is told only where every run has a checkpoint: which is best must not depend on who stopped it when.
+        """
         note = Note(self.owed, self.meter.note(), self.report.loss_sum, self.report.logged_steps)
-        self.hooks.save(self.state, self.step, self.score, note)
+        self.hooks.save(self.state, self.step, self.score if self.planned else None, note)
         self.saved, self.saved_at = self.step, time.perf_counter()
 
     def save_unless_saved(self) -> None:

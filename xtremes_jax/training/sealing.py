@@ -18,9 +18,25 @@ _UNSEALED = {SEAL, "commit_success.txt"}
 
 
 def seal(directory: epath.Path) -> None:
-    """Writes `checksums.json`: size and SHA-256 of every file below the directory, by its path there."""
-    files = {name: [path.stat().length, _digest(path)] for name, path in _files(directory)}
+    """Writes `checksums.json`: size and SHA-256 of every file below the directory, by its path there.
+
+    All of it is on the disk then: Orbax removes an older checkpoint as soon as this one has its name.
+    """
+    paths = dict(_files(directory))
+    files = {name: [path.stat().length, _digest(path)] for name, path in paths.items()}
     (directory / SEAL).write_text(json.dumps(files, indent=1, sort_keys=True))
+    for path in (*paths.values(), directory / SEAL, *{path.parent for path in paths.values()}, directory):
+        _sync(path)
+
+
+def _sync(path: epath.Path) -> None:
+    if "://" in os.fspath(path):  # in a bucket, what is written is stored
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def damage(directory: epath.Path) -> str | None:
@@ -31,17 +47,24 @@ def damage(directory: epath.Path) -> str | None:
     except (OSError, ValueError) as error:
         return f"{directory.name}/{SEAL} cannot be read ({error})"
     for name in sorted(found.keys() | sealed.keys()):
-        where = f"{directory.name}/{name}"
-        if name not in found:
-            return f"{where} is missing"
-        if name not in sealed:
-            return f"{where} is no file of it"
-        size, digest = sealed[name]
-        if found[name].stat().length != size:
-            return f"{where} has {found[name].stat().length} bytes in place of {size}"
-        if _digest(found[name]) != digest:
-            return f"{where} has other bytes than were written"
+        try:
+            wrong = _difference(found.get(name), sealed.get(name))
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror})"
+        if wrong:
+            return f"{directory.name}/{name} {wrong}"
     return None
+
+
+def _difference(path: epath.Path | None, sealed: tuple[int, str] | None) -> str | None:
+    if path is None:
+        return "is missing"
+    if sealed is None:
+        return "is no file of it"
+    size, digest = sealed
+    if path.stat().length != size:
+        return f"has {path.stat().length} bytes in place of {size}"
+    return "has other bytes than were written" if _digest(path) != digest else None
 
 
 def _read_seal(directory: epath.Path) -> dict[str, tuple[int, str]]:

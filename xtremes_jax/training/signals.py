@@ -8,8 +8,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; `status` is the exit status, 128 + signal number."""
+class Interrupted(BaseException):
+    """The run was asked to stop; `status` is the exit status, 128 + signal number.
+
+    No `Exception`, as `KeyboardInterrupt` is none: libraries and we catch those to try again or to go on without.
+    """
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -67,9 +70,14 @@ class StopRequest:
         """Within, a signal waits to be looked up in `received`; `wait=False` suspends that again for a while.
 
         With other processes nothing suspends it.
+
+        Raises:
+            Interrupted: with `wait=False`, if a signal has waited: what follows may take long.
         """
         before, self._deferred = self._deferred, wait or (self.shared and self._deferred)
         try:
+            if not wait:
+                self.check()
             yield
         finally:
             self._deferred = before
