@@ -38,8 +38,11 @@ def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
 ENDS = """
 import sys, threading
 from types import SimpleNamespace
-from xtremes_jax import console
-training = SimpleNamespace(log_level="info", do_train=True, overwrite_output_dir=False)
+from xtremes_jax import command
+training = SimpleNamespace(
+    log_level="info", do_train=True, overwrite_output_dir=False, use_cpu=True, coordinator_address=None,
+    num_processes=None, process_id=None,
+)
 def run(arguments):
     threading.Thread(target=threading.Event().wait, args=(120,)).start()  # as one that waits for a failed write
     with open("/dev/full", "w") as file:

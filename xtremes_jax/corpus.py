@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -60,12 +61,28 @@ class SkippedClips:
         self._clips: dict[tuple[str, int], SkippedClip] = {}
         self._noted: dict[tuple[str, int], SkippedClip] = {}
         self._sizes: dict[str, int] = {}
+        self._prepared: set[tuple[str, int]] = set()
         self._untold: list[SkippedClip] = []
 
     @property
     def untold(self) -> int:
         """How many clips that this process could not read the others have not been told of."""
         return len(self._untold)
+
+    def found(self) -> dict[str, list[dict[str, Any]]]:
+        """What has come up beside what preparation lists each time, as a checkpoint holds it."""
+        clips = [clip for key, clip in self._clips.items() if key not in self._prepared]
+        return {
+            "unreadable": [dataclasses.asdict(clip) for clip in clips],
+            "noted": [dataclasses.asdict(clip) for clip in self._noted.values()],
+        }
+
+    def go_on(self, found: dict[str, list[dict[str, Any]]]) -> None:
+        """Lists again what `found` has said: a run that goes on does not come by these clips a second time."""
+        for kept, clips in ((self._clips, found["unreadable"]), (self._noted, found["noted"])):
+            for clip in clips:
+                kept.setdefault((clip["split"], clip["sample_id"]), SkippedClip(**clip))
+        self._write()
 
     def note(self, clips: Iterable[SkippedClip]) -> None:
         """Lists clips that have no part in the run although nothing is wrong with them; the run goes on."""
@@ -87,6 +104,7 @@ class SkippedClips:
         for split in splits:
             self._sizes[split.name] = len(split.raw.clip_names)
             self._clips |= {(clip.split, clip.sample_id): clip for clip in split.skipped}
+        self._prepared = set(self._clips)
         self._write()
         check_skipped(splits, self._max_fraction, self.path)
 

@@ -7,7 +7,7 @@ import jax
 
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
-from xtremes_jax.corpus import Corpus
+from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.course import Course
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.loop import Note
@@ -16,8 +16,12 @@ from xtremes_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def resume(arguments: Arguments, corpus: Corpus, course: Course, network: Network) -> tuple[TrainState, Note]:
-    """The state to start from, and what its checkpoint says of the loop. The course's `best` is filled in.
+def resume(
+    arguments: Arguments, corpus: Corpus, course: Course, network: Network, skipped: SkippedClips
+) -> tuple[TrainState, Note]:
+    """The state to start from, and what its checkpoint says of the loop.
+
+    The course's `best` is filled in, and so are the clips that were left out by then.
 
     Raises:
         InputError: the checkpoint was trained on another vocabulary or other classes.
@@ -36,10 +40,26 @@ def resume(arguments: Arguments, corpus: Corpus, course: Course, network: Networ
         )
     _warn_of_another_order(arguments, progress)
     checkpoints.delete_after(step)
+    skipped.go_on(progress["skipped"])
     same_metric = progress["arguments"]["metric_for_best_model"] == arguments.training.metric_for_best_model
-    if same_metric and progress["best"]["step"] in checkpoints.steps():
+    if same_metric and (wrong := _best_is_gone(progress["best"]["step"], course)):
+        logger.warning(
+            "The best checkpoint so far (step %d, %s %.4f) %s. The best of those to come takes its place.",
+            progress["best"]["step"], arguments.training.metric_for_best_model, progress["best"]["score"], wrong,
+        )  # fmt: skip
+    elif same_metric:
         best.step, best.score = progress["best"]["step"], progress["best"]["score"]
     return state, Note(**progress["loop"])
+
+
+def _best_is_gone(step: int | None, course: Course) -> str | None:
+    """Why the best checkpoint cannot be gone back to; None if it can, or if there is none."""
+    if step is None or (step == course.begin and course.source is course.checkpoints):  # that one has been read
+        return None
+    if course.source is not course.checkpoints or step not in course.checkpoints.steps():
+        return f"does not lie in {course.checkpoints.directory}"
+    wrong = course.checkpoints.damage(step)
+    return wrong and f"is damaged: {wrong}"
 
 
 def labels_of(corpus: Corpus) -> Any:

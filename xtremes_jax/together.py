@@ -5,7 +5,6 @@ import importlib.metadata
 from collections.abc import Sequence
 
 import numpy as np
-from jax.sharding import Mesh
 
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.corpus import Corpus, SkippedClips
@@ -19,13 +18,12 @@ class Together:
     """Has a run's processes stop, save and learn of unreadable clips at the same step; alone, a process just does so.
 
     Args:
-        mesh: of all devices.
         stop: signals of this process.
         skipped: clips that were left out.
     """
 
-    def __init__(self, mesh: Mesh, stop: StopRequest, skipped: SkippedClips):
-        self._agreement, self._stop, self._skipped = Agreement(mesh), stop, skipped
+    def __init__(self, stop: StopRequest, skipped: SkippedClips):
+        self._agreement, self._stop, self._skipped = Agreement(), stop, skipped
 
     def at_step(self, unreadable: Sequence[SkippedClip], save_due: bool) -> bool:
         """After each step, in every process: whether to save now. `stop.received` is the same in all afterwards.

@@ -55,6 +55,15 @@ class Surroundings:
     startup: StartUp
     watchdog: Watchdog
 
+    def enter(self, phase: str) -> None:
+        """Enters a phase of the run, unless a signal has come.
+
+        Raises:
+            Interrupted: one has.
+        """
+        self.stop.check()
+        self.watchdog.enter(phase)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: see `command.run_command`."""
@@ -78,58 +87,87 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
     directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
     watchdog = Watchdog(training.stall_timeout, "preparing data")
     with StopRequest(shared=several()) as stop, directory, watchdog:
-        # Data: clips with lengths, labels and references; what cannot be used is listed in skipped.jsonl.
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
-        translation = arguments.selection.task.kind == "translation"
-        start = starting_point(arguments.model, translation=translation, token=training.hub_token)
-        with first_goes_ahead():
-            corpus = load_corpus(arguments, start, skipped)
-        check_same_run(arguments, corpus)
-        startup.mark("data")
+        around = Surroundings(directory, skipped, stop, Together(stop, skipped), startup, watchdog)
+        start, corpus = read_data(arguments, around)
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
             return {}
-
-        # Model: architecture, and parameters on the devices.
-        stop.check()
-        watchdog.enter("making the model")
-        config = model_config(arguments, start, corpus)
-        network = assemble(arguments, start, corpus, config)
-        together = Together(network.mesh, stop, skipped)
-        scorers = {
-            role: make_scorer(arguments, network, corpus, role, skipped, together)
-            for role in ("eval", "predict")
-            if role in corpus.splits
-        }
-        startup.mark("model")
-        stop.check()
-
-        # Loop: train, score on the way, end with the last or the best parameters, and keep those first of all.
+        network, scorers = make_model(arguments, start, corpus, around)
         results = read_results(directory.path)
         if training.do_train:
             directory.begin()
-            if training.overwrite_output_dir:
-                results = {}
-            surroundings = Surroundings(directory, skipped, stop, together, startup, watchdog)
-            state, trained = train(arguments, network, corpus, scorers, surroundings)
-            network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
-            results |= trained
-            if is_first():
-                write_json(directory.path / "train_results.json", trained)
-            watchdog.enter("exporting the model")
-            export_run(directory.path, network, arguments, corpus, start)
+            network, trained = train_and_export(arguments, start, corpus, network, scorers, around)
+            results = ({} if training.overwrite_output_dir else results) | trained
+        results |= score_and_publish(arguments, start, corpus, network, scorers, results, around)
+        stop.check()
+    return results
 
-        # Scores of the finished model, its card, and its way to the hub.
-        scored = {}
-        for role, scorer in scorers.items():
-            watchdog.enter(f"scoring ({role})")
-            scored[role] = scorer(network.trainable, network.frozen)
-            results |= results_of(role, scored[role])
-            if is_first():
-                write_scores(directory.path, role, scored[role], PREDICTIONS[role])
+
+def read_data(arguments: Arguments, around: Surroundings) -> tuple[StartingPoint, Corpus]:
+    """What the model starts from, and clips with lengths, labels and references; what cannot be used is listed."""
+    translation = arguments.selection.task.kind == "translation"
+    start = starting_point(arguments.model, translation=translation, token=arguments.training.hub_token)
+    with first_goes_ahead():
+        corpus = load_corpus(arguments, start, around.skipped)
+    check_same_run(arguments, corpus)
+    around.startup.mark("data")
+    return start, corpus
+
+
+def make_model(
+    arguments: Arguments, start: StartingPoint, corpus: Corpus, around: Surroundings
+) -> tuple[Network, dict[str, Scorer]]:
+    """The architecture, with parameters on the devices, and what scores it."""
+    around.enter("making the model")
+    network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
+    scorers = {
+        role: make_scorer(arguments, network, corpus, role, around.skipped, around.together)
+        for role in ("eval", "predict")
+        if role in corpus.splits
+    }
+    around.startup.mark("model")
+    return network, scorers
+
+
+def train_and_export(
+    arguments: Arguments,
+    start: StartingPoint,
+    corpus: Corpus,
+    network: Network,
+    scorers: dict[str, Scorer],
+    around: Surroundings,
+) -> tuple[Network, dict[str, Any]]:
+    """The network with its last or best parameters, kept as a Transformers directory; and the train results."""
+    state, trained = train(arguments, network, corpus, scorers, around)
+    network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
+    if is_first():
+        write_json(around.directory.path / "train_results.json", trained)
+    around.enter("exporting the model")
+    export_run(around.directory.path, network, arguments, corpus, start)
+    return network, trained
+
+
+def score_and_publish(
+    arguments: Arguments,
+    start: StartingPoint,
+    corpus: Corpus,
+    network: Network,
+    scorers: dict[str, Scorer],
+    results: dict[str, Any],
+    around: Surroundings,
+) -> dict[str, Any]:
+    """Scores the finished model and adds that to the results so far, which are written, shown and uploaded."""
+    scored = {}
+    for role, scorer in scorers.items():
+        around.enter(f"scoring ({role})")
+        scored[role] = scorer(network.trainable, network.frozen)
+        results = results | results_of(role, scored[role])
         if is_first():
-            watchdog.enter("uploading" if training.push_to_hub else "writing the results")
-            publish(arguments, corpus, start, scored, results, directory.path)
+            write_scores(around.directory.path, role, scored[role], PREDICTIONS[role])
+    around.enter("writing the results")
+    if is_first():
+        publish(arguments, corpus, start, scored, results, around)
     return results
 
 
@@ -139,15 +177,17 @@ def publish(
     start: StartingPoint,
     scored: dict[str, ScoredSplit],
     results: dict[str, Any],
-    folder: Path,
+    around: Surroundings,
 ) -> None:
     """Writes and shows what a run that has ended has come to, and uploads it if asked to."""
+    folder = around.directory.path
     write_json(folder / "all_results.json", results)
     write_record(folder, arguments, corpus, scored)
     if arguments.training.do_train:
         write_card(folder, arguments, corpus, results, start)
     console.show_results(results, arguments, corpus, folder)
     if arguments.training.push_to_hub:
+        around.enter("uploading")
         push_run(folder, arguments)
 
 
@@ -172,7 +212,7 @@ def train(
     with make_step(arguments, network, course.optimization, around) as step:
         state, report = run_loop(arguments, network, corpus, course, step, scorers, around)
         around.watchdog.enter("finishing the checkpoints")
-        if report.interrupted:
+        if around.stop.received is not None:  # it may have come after the last step
             course.checkpoints.close()
             around.stop.check()
     results = train_results(report, state, course, step) | around.startup.results()
@@ -202,7 +242,7 @@ def run_loop(
         # Compiled while the state is read or made and the loader warms up.
         shapes = course.loader.shapes(begin, total_steps - begin)
         step.announce(shapes_on_frames(shapes, network.config) if cached else shapes)
-        state, note = resume(arguments, corpus, course, network)
+        state, note = resume(arguments, corpus, course, network, around.skipped)
         if "eval" not in scorers:
             note = dataclasses.replace(note, evaluation_owed=False)
         cache = open_frontend_cache(arguments, corpus.splits["train"], network, state, shapes) if cached else None
@@ -340,6 +380,7 @@ def make_hooks(
             "split": BatchSplit.of(arguments)._asdict(),
             "asked": course.asked._asdict(),
             "loop": dataclasses.asdict(note),
+            "skipped": around.skipped.found(),
         }
         log.sync()
         left = around.watchdog.enter("handing a checkpoint over")

@@ -11,7 +11,6 @@ from several import talk
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import launch, processes
 from xtremes_jax.training.processes import Wishes
-from xtremes_jax.training.sharding import make_mesh
 from xtremes_jax.training.signals import Interrupted, StopRequest
 
 
@@ -19,7 +18,7 @@ def test_alone_there_is_nobody_to_talk_to():
     assert processes.count() == 1 and processes.is_first() and not processes.several()
     assert processes.gather({"a": 1}) == [{"a": 1}] and processes.from_first(lambda: 7) == 7
     processes.check_same("Flags", {"seed": 1}, "…")
-    assert processes.Agreement(make_mesh())(Wishes(stop=15, save=1)) == Wishes(stop=15, save=1)
+    assert processes.Agreement()(Wishes(stop=15, save=1)) == Wishes(stop=15, save=1)
 
 
 def test_three_processes_agree():
@@ -48,7 +47,7 @@ def test_three_processes_agree():
             else:
                 raise AssertionError
             mesh = make_mesh(3)
-            agreement, agreed = processes.Agreement(mesh), []
+            agreement, agreed = processes.Agreement(), []
             for step in range(8):
                 stop, save, untold = me == 1 and step >= 2, me == 2 and step == 3, step == 4
                 agreed.append(tuple(agreement(processes.Wishes(15 * stop, int(save), me * untold))))

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 
 # There is no public way to exchange a few bytes without devices; Orbax takes the same one.
 from jax._src.distributed import global_state
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.signals import Interrupted
@@ -137,21 +138,25 @@ class Agreement:
 
     Each call puts the wishes on the devices and queues their maximum behind the steps that are under way, so that
     nothing waits. In a run of one process they are returned as they come.
-
-    Args:
-        mesh: of all devices.
     """
 
-    def __init__(self, mesh: Mesh):
-        self._mesh, self._under_way = mesh, deque()
-        whole = NamedSharding(mesh, PartitionSpec())
-        self._maximum = jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=whole)
+    def __init__(self) -> None:
+        self._under_way: deque[jax.Array] = deque()
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        return jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(AxisType.Auto,))
+
+    @cached_property
+    def _maximum(self) -> Callable[[jax.Array], jax.Array]:
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        return jax.jit(lambda wishes: wishes.max(axis=0), out_shardings=whole)
 
     def __call__(self, wishes: Wishes) -> Wishes:
         """To be called at every step by every process."""
         if not several():
             return wishes
-        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        sharding = NamedSharding(self._mesh, PartitionSpec("devices"))
         mine = np.asarray([wishes], np.int32)
         everyone = jax.make_array_from_callback((self._mesh.size, len(wishes)), sharding, lambda index: mine)
         with jax.set_mesh(self._mesh):
