@@ -80,6 +80,12 @@ def test_another_runs_checkpoint_and_a_fresh_start(corpus, tmp_path, capsys):
     for name, value in parameters(first).items():
         np.testing.assert_array_equal(parameters(second)[name], value, err_msg=name)
 
+    # The same command, as a queue gives it: it goes on where it has come to, and not from the start once more.
+    again = dict(other, max_steps=4)
+    assert train.main(flags(corpus, second, "mls.all", **again)) == 0
+    assert "goes on where it has come to" in capsys.readouterr().err
+    assert [row["step"] for row in rows(second / "metrics.jsonl")] == [2, 3, 4]
+
     missing = dict(settings, resume_from_checkpoint=first / "checkpoints" / "9")
     assert train.main(flags(corpus, tmp_path / "third", "mls.all", **missing)) == 2
     assert "checkpoints/9: there is no checkpoint" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,8 @@ class Course:
     """Kept up to date."""
     source: Checkpoints | None
     """Where the checkpoint lies that the run goes on from."""
+    origin: str | None
+    """What `--resume_from_checkpoint` has named when this run began, if anything."""
     begin: int
     """Its global step, or 0."""
     arguments: Arguments
@@ -77,14 +80,14 @@ def make_course(arguments: Arguments, network: Network, corpus: Corpus, director
     training = arguments.training
     best = Best()
     checkpoints = Checkpoints(directory.checkpoints, keep=training.save_total_limit, best=lambda: best.step)
-    source, begin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
+    source, begin, origin = find_checkpoint(training.resume_from_checkpoint, checkpoints)
     asked = BatchSplit.of(arguments)
     if source is not None:
         arguments = with_the_same_batches(arguments, source.progress(begin), jax.device_count())
     loader = make_train_loader(arguments, corpus, network.mesh)
     total_steps = run_length(arguments, loader.steps_per_epoch)
     optimization = make_optimization(arguments, network, total_steps)
-    return Course(loader, total_steps, optimization, checkpoints, best, source, begin, arguments, asked)
+    return Course(loader, total_steps, optimization, checkpoints, best, source, origin, begin, arguments, asked)
 
 
 def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], devices: int) -> Arguments:
@@ -128,18 +131,37 @@ def with_the_same_batches(arguments: Arguments, progress: dict[str, Any], device
     return dataclasses.replace(arguments, training=training)
 
 
-def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Checkpoints | None, int]:
-    """Where the checkpoint to go on from lies, and its global step; (None, 0) if the run begins anew.
+def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Checkpoints | None, int, str | None]:
+    """Where the checkpoint to go on from lies, its global step, and what the run has been told to go on from at first.
+
+    (None, 0, None) if the run begins anew. A command that names a checkpoint may be given again, as a queue does: it
+    goes on from the newest checkpoint that it has made itself.
+
+    Args:
+        wanted: `--resume_from_checkpoint`.
+        checkpoints: the run's own.
 
     Raises:
         InputError: there is no such checkpoint, or none that is undamaged.
     """
-    if wanted not in (None, "True", "true"):
-        return Checkpoints.at(wanted)
-    step = checkpoints.newest_sound()
-    if wanted is not None and step is None:
+    named = None if wanted in (None, "True", "true") else str(Path(wanted).absolute())
+    try:
+        newest = checkpoints.newest_sound()
+    except InputError:
+        if named is None:
+            raise
+        newest = None  # which is why another is named
+    origin = None if newest is None else checkpoints.progress(newest)["origin"]
+    if named is not None and named != origin:
+        return *Checkpoints.at(named), named
+    if wanted is not None and newest is None:
         raise InputError(f"--resume_from_checkpoint: there is no checkpoint in {checkpoints.directory}.")
-    return (None, 0) if step is None else (checkpoints, step)
+    if named is not None:
+        logger.info(
+            "This run has begun from %s and goes on where it has come to. To begin there once more, give another "
+            "--output_dir, or remove the checkpoints of later steps.", named,
+        )  # fmt: skip
+    return (None, 0, None) if newest is None else (checkpoints, newest, origin)
 
 
 def go_back_to_best(metric: str, course: Course, state: TrainState) -> TrainState:

@@ -10,7 +10,7 @@ from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.course import Course
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.loop import Note
+from xtremes_jax.training.meter import Note
 from xtremes_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from xtremes_jax.evaluation.retrieval import Clips, score_retrieval, with_keys
 from xtremes_jax.tasks import is_key_language
 from xtremes_jax.together import Together
 from xtremes_jax.training import sharding
-from xtremes_jax.training.ahead import CompiledAhead
+from xtremes_jax.training.ahead import CompiledAhead, memory_for
 from xtremes_jax.training.step import make_embed_step, make_eval_step
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class Scorer:
 
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         def eval_step(batch):
-            return self._step(trainable, frozen, batch)
+            with memory_for(batch):
+                return jax.device_get(self._step(trainable, frozen, batch))
 
         with self._on_devices(self._loader) as bar:
             predictions = predict(eval_step, self._batches(self._loader), bar.update)
@@ -233,7 +234,8 @@ class RetrievalScorer(Scorer):
         found: dict[int, np.ndarray] = {}
         with self._on_devices(loader) as bar:
             for loaded in self._batches(loader):
-                embeddings, rows = jax.device_get(self._step(trainable, frozen, loaded.batch))
+                with memory_for(loaded.batch):
+                    embeddings, rows = jax.device_get(self._step(trainable, frozen, loaded.batch))
                 found |= {int(row): embeddings[place] for place, row in enumerate(rows) if row >= 0}
                 bar.update()
         kept = [index for index, row in enumerate(split.rows) if int(row) in found]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from xtremes_jax.training.ahead import CompiledAhead
-from xtremes_jax.training.loop import FitReport
+from xtremes_jax.training.meter import FitReport
 
 logger = logging.getLogger(__name__)
 

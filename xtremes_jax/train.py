@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from typing import Any
 import jax
 
 from xtremes_jax import command, console
-from xtremes_jax.arguments import Arguments, describe, parse_arguments, steps_between
+from xtremes_jax.arguments import Arguments, parse_arguments
 from xtremes_jax.assembly import Network, Optimization, assemble, model_config
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
-from xtremes_jax.course import BatchSplit, Course, go_back_to_best, make_course
+from xtremes_jax.course import Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
 from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
-from xtremes_jax.resuming import labels_of, resume
+from xtremes_jax.looping import Surroundings, make_hooks, make_timetable, tensorboard_folder
+from xtremes_jax.resuming import resume
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
 from xtremes_jax.scoring import Scorer, make_scorer, results_of, write_scores
@@ -31,7 +32,8 @@ from xtremes_jax.startup import StartUp, process_begun
 from xtremes_jax.together import Together, check_same_run
 from xtremes_jax.training.ahead import CompiledAhead
 from xtremes_jax.training.devices import configure_jax
-from xtremes_jax.training.loop import FitReport, Hooks, Note, Schedule, fit
+from xtremes_jax.training.loop import fit
+from xtremes_jax.training.meter import FitReport
 from xtremes_jax.training.processes import first_goes_ahead, is_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
@@ -42,27 +44,6 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS = {"eval": "eval_predictions.jsonl", "predict": "predictions.jsonl"}
 """File of each scored split's hypotheses."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Surroundings:
-    """What the parts of one run share besides its arguments, network and corpus."""
-
-    directory: RunDirectory
-    skipped: SkippedClips
-    stop: StopRequest
-    together: Together
-    startup: StartUp
-    watchdog: Watchdog
-
-    def enter(self, phase: str) -> None:
-        """Enters a phase of the run, unless a signal has come.
-
-        Raises:
-            Interrupted: one has.
-        """
-        self.stop.check()
-        self.watchdog.enter(phase)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -315,90 +296,6 @@ def make_step(
         around.watchdog.enter(left)
 
     return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,), waiting=waiting)
-
-
-def make_timetable(arguments: Arguments, total_steps: int) -> Schedule:
-    """When to log, evaluate and save, from the strategies and their steps."""
-    training = arguments.training
-
-    def every(strategy: str, steps: float) -> int | str | None:
-        return None if strategy == "no" else "epoch" if strategy == "epoch" else steps_between(steps, total_steps)
-
-    eval_steps = every(training.eval_strategy, training.eval_steps)
-    save_steps = every(training.save_strategy, training.save_steps)
-    if training.load_best_model_at_end and isinstance(save_steps, int) and isinstance(eval_steps, int):
-        # Shares of the run are rounded, each for itself; what is saved has to be scored.
-        save_steps = max(eval_steps, save_steps // eval_steps * eval_steps)
-    return Schedule(
-        total_steps=total_steps,
-        logging_steps=every(training.logging_strategy, training.logging_steps),
-        eval_steps=eval_steps,
-        save_steps=save_steps,
-        log_first=training.logging_first_step,
-        max_nonfinite_steps=training.max_nonfinite_steps,
-        save_seconds=training.save_seconds,
-    )
-
-
-def tensorboard_folder(arguments: Arguments, directory: RunDirectory) -> Path:
-    """`--logging_dir`, or `runs/` in the output directory; `--run_name` makes a folder of its own in it."""
-    training = arguments.training
-    folder = Path(training.logging_dir) if training.logging_dir else directory.tensorboard
-    return folder / training.run_name if training.run_name else folder
-
-
-def make_hooks(
-    arguments: Arguments,
-    corpus: Corpus,
-    course: Course,
-    log: RunLog,
-    bar: console.Bar,
-    scorer: Scorer | None,
-    around: Surroundings,
-    started: Callable[[FitReport], None],
-) -> Hooks:
-    """What the loop does besides steps. The course's `best` is kept up to date."""
-    training, task = arguments.training, arguments.selection.task
-
-    def evaluate(state: TrainState, step: int, epoch: float) -> float | None:
-        left = around.watchdog.enter("evaluating")
-        scored = scorer(state.trainable, state.frozen)
-        around.watchdog.enter(left)
-        with around.stop.deferred():  # once it is written, the evaluation is no longer owed
-            log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
-            console.show_evaluation(step, epoch, scored, task)  # at a level that only the first process shows
-        return scored.metrics.get(training.metric_for_best_model)
-
-    def save(state: TrainState, step: int, score: float | None, note: Note) -> None:
-        # Only what is saved can be gone back to, so only that can be best.
-        course.best.offer(step, score, training.greater_is_better)
-        progress = {
-            "best": dataclasses.asdict(course.best),
-            "arguments": describe(arguments),
-            "labels": labels_of(corpus),
-            "devices": jax.device_count(),
-            "split": BatchSplit.of(arguments)._asdict(),
-            "asked": course.asked._asdict(),
-            "loop": dataclasses.asdict(note),
-            "skipped": around.skipped.found(),
-        }
-        log.sync()
-        left = around.watchdog.enter("handing a checkpoint over")
-        course.checkpoints.save(step, state, progress)
-        around.watchdog.enter(left)
-
-    def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:
-        log.write("train", step, epoch, values)
-        bar.show(step, epoch, values)
-
-    def advance() -> None:
-        bar.advance()
-        around.watchdog.beat()
-
-    return Hooks(
-        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=log.write_nonfinite,
-        agree=around.together.at_step, advance=advance, started=started,
-    )  # fmt: skip
 
 
 def train_results(report: FitReport, state: TrainState, course: Course, step: CompiledAhead) -> dict[str, Any]:

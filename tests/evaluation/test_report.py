@@ -30,6 +30,27 @@ def test_an_evaluation_that_is_made_again_has_one_line(tmp_path, owed):
     assert [row["step"] for row in rows(tmp_path / "batches.jsonl")] == [1, 2, 3, 4]
 
 
+def test_the_clips_of_steps_that_are_given_up_on_are_listed(tmp_path):
+    log = opened(tmp_path)
+    for step in range(1, 4):
+        log.write_batch(step, (2 * step, 2 * step + 1))
+    log.close()
+    log = opened(tmp_path, resume_step=3)  # the streak began before a stop
+    log.write_batch(4, (8, 9))
+    assert rows(log.write_nonfinite(4, 3)) == [{"step": n, "sample_ids": [2 * n, 2 * n + 1]} for n in (2, 3, 4)]
+    log.close()
+
+
+def test_processes_that_do_not_write_leave_no_file(tmp_path):
+    log = opened(tmp_path, writes=False)
+    log.write("train", 1, 0.5, {"loss": 1.0})
+    log.write_batch(1, (1,))
+    log.sync()
+    log.write_nonfinite(1, 1)
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_torn_line_and_lines_of_a_run_that_begins_anew_go(tmp_path):
     path = tmp_path / "batches.jsonl"
     path.write_text('{"step": 1, "sample_ids": [3]}\n{"step": 2, "sam')

@@ -19,7 +19,8 @@ import pytest
 from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
 from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory
-from xtremes_jax.training.loop import Hooks, Meter, Note, Schedule, fit
+from xtremes_jax.training.loop import Hooks, Schedule, fit
+from xtremes_jax.training.meter import Meter, Note
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.step import StepMetrics
 
@@ -65,8 +66,8 @@ class Diary:
             agree=self.agree, advance=self.advance,
         )  # fmt: skip
 
-    def nonfinite(self, steps):
-        self.given_up = steps
+    def nonfinite(self, step, count):
+        self.given_up = (step, count)
         return Path("out/nonfinite.jsonl")
 
     def consume(self, step, sample_ids):
@@ -422,7 +423,7 @@ def test_the_clips_of_steps_that_are_given_up_on_are_listed():
     with saved:
         finite = fake_step(lambda step: step not in (1, 4, 5, 6))
         run(diary, total_steps=99, logging_steps=1, max_nonfinite_steps=3, step=finite)
-    assert diary.given_up == [(5, (8, 9)), (6, (10, 11)), (7, (12, 13))]
+    assert diary.given_up == (7, 3)
 
 
 def test_memory_that_is_lacking_is_explained_and_nothing_saved_of_a_state_that_is_gone():
@@ -484,3 +485,55 @@ def test_a_signal_in_a_destructor_is_not_lost_and_says_nothing(capsys):
         with pytest.raises(Interrupted):
             stop.check()
     assert "Traceback" not in capsys.readouterr().err and sys.unraisablehook is hook
+
+
+def test_the_lines_before_a_stop_count_for_a_jump_after_it(caplog):
+    diary = Diary()
+    run(diary, total_steps=6, logging_steps=1, save_steps=6, step=losses_of([1.0] * 9))
+    note = Note(**diary.notes[6])
+    assert note.losses == [1.0] * 5
+    run(Diary(), start=6, total_steps=7, logging_steps=1, note=note, step=losses_of([1.0] * 6 + [4.0]))
+    assert "jumped to 4 at step 7, from about 1 before" in caplog.text
+
+
+def losses_of(values):
+    """A step with the loss of its number."""
+
+    def step(state, batch):
+        scalars = [jnp.float32(values[state]), jnp.float32(1), jnp.float32(0.1), jnp.float32(1), jnp.int32(0)]
+        return state + 1, StepMetrics(*scalars)
+
+    return step
+
+
+def test_without_log_lines_a_checkpoint_does_not_grow_with_the_run():
+    diary = Diary()
+    _, report = run(diary, total_steps=200, logging_steps=None, save_steps=50, max_nonfinite_steps=10)
+    assert max(len(note["unlogged"]["metrics"]) for note in diary.notes.values()) <= 10
+    assert report.loss_sum == sum(range(200)) and report.logged_steps == 200
+
+
+def test_without_a_strategy_but_with_a_clock_the_end_is_saved():
+    diary = Diary()
+    run(diary, total_steps=5, save_seconds=1000.0)
+    assert diary.saved == [(5, None)]
+
+
+def test_memory_that_lacks_is_told_with_the_batch_that_needed_it(monkeypatch):
+    """The devices tell of it when two more steps are queued, whose batches are of other lengths."""
+    failed, real = [], jax.block_until_ready
+
+    def wait(tree):
+        if any(leaf in failed for leaf in jax.tree.leaves(tree) if isinstance(leaf, str)):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(tree) if not isinstance(tree, StepMetrics) else tree
+
+    def step(state, batch):
+        if state == 2:
+            failed.append("step 3")
+        loss = "step 3" if state == 2 else jnp.float32(1)
+        return state + 1, StepMetrics(loss, *[jnp.float32(1)] * 3, jnp.int32(0))
+
+    monkeypatch.setattr("xtremes_jax.training.loop.jax.block_until_ready", wait)
+    with pytest.raises(OutOfMemory, match=r"batches of 2 clips of 0\.0 s"):
+        run(Diary(), total_steps=9, logging_steps=None, save_steps=100, step=step)

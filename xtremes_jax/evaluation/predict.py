@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
@@ -47,14 +46,14 @@ def predict(eval_step: Callable, batches: Iterable, on_batch: Callable[[], None]
     """Runs a model over batches.
 
     Args:
-        eval_step: batch -> `training.step.Prediction`, on the devices.
+        eval_step: batch -> `training.step.Prediction`, on the host.
         batches: of an evaluation loader; filler rows are left out here.
         on_batch: called after each batch, for a progress bar.
     """
     ids: dict[int, np.ndarray] = {}
     loss_sum, weight, cut_off = 0.0, 0.0, None
     for loaded in batches:
-        prediction = jax.device_get(eval_step(loaded.batch))
+        prediction = eval_step(loaded.batch)
         sample_ids = np.asarray(prediction.sample_ids)
         real = sample_ids >= 0
         if prediction.cut_off is not None:

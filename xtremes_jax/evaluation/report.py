@@ -123,11 +123,12 @@ class RunLog:
         if self._writes:
             _append(self._batches, {"step": step, "sample_ids": sample_ids})
 
-    def write_nonfinite(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Path:
-        """Writes `nonfinite.jsonl` in place of an earlier one: steps and their clips. Returns where."""
+    def write_nonfinite(self, step: int, count: int) -> Path:
+        """Writes `nonfinite.jsonl`, in place of an earlier one: the last `count` steps and their clips; its path."""
         path = self.path.with_name("nonfinite.jsonl")
         if self._writes:
-            write_jsonl(path, ({"step": step, "sample_ids": ids} for step, ids in steps))
+            steps = _whole_lines(self.path.with_name("batches.jsonl"))
+            write_jsonl(path, (row for row in steps if step - count < row.get("step", 0) <= step))
         return path
 
     def sync(self) -> None:

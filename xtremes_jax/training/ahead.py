@@ -8,9 +8,9 @@ What evaluation runs comes after what training does, in the same threads.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,21 @@ class OutOfMemory(InputError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA says with this error that memory is lacking, when it compiles or when it runs."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+@contextmanager
+def memory_for(batch: Batch) -> Iterator[None]:
+    """Context of work on a batch; memory that is lacking is told with the batch's size.
+
+    Raises:
+        OutOfMemory: of the devices.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(batch, error) from error
+        raise
 
 
 class CompilationFailed(Exception):
@@ -101,7 +116,7 @@ class CompiledAhead:
         waiting: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self._waiting = waiting
-        self._step, self._mesh, self._leading = step, mesh, jax.tree.map(_abstract, leading)
+        self._step, self._mesh, self._leading = step, mesh, jax.tree.map(abstract, leading)
         self._workers = worker_count() if workers is None else workers
         self._pool: ThreadPoolExecutor | None = None
         self._futures: dict[tuple, Future[Program]] = {}
@@ -124,7 +139,7 @@ class CompiledAhead:
         for batch in batches:
             shape = shape_of(batch)
             if shape not in self._futures or self._futures[shape].cancelled():
-                self._futures[shape] = pool.submit(self._compile_ahead, jax.tree.map(_abstract, batch))
+                self._futures[shape] = pool.submit(self._compile_ahead, jax.tree.map(abstract, batch))
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the step, as soon as its program is ready.
@@ -139,12 +154,8 @@ class CompiledAhead:
         if program is None:
             with self._waiting():
                 program = self._wait(shape, arguments[-1])
-        try:
+        with memory_for(arguments[-1]):
             return program.run(*arguments)
-        except jax.errors.JaxRuntimeError as error:
-            if is_out_of_memory(error):
-                raise OutOfMemory(arguments[-1], error) from error
-            raise
 
     @property
     def announced(self) -> int:
@@ -195,7 +206,7 @@ class CompiledAhead:
 
         def compile_it() -> None:
             try:
-                future.set_result(self._compile(jax.tree.map(_abstract, batch)))
+                future.set_result(self._compile(jax.tree.map(abstract, batch)))
             except Exception as error:
                 future.set_exception(error)
 
@@ -232,6 +243,6 @@ def _described(batch: Batch) -> str:
     return f"batches of {rows} clips of {each} with {batch.labels.shape[1]} labels each"
 
 
-def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+def abstract(array: Any) -> jax.ShapeDtypeStruct:
     """Shape, type and sharding alone."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=getattr(array, "sharding", None))

@@ -15,7 +15,8 @@ import numpy as np
 
 from xtremes_jax.batch import Batch
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory, is_out_of_memory, shape_of
+from xtremes_jax.training.ahead import CompilationFailed, OutOfMemory, abstract, is_out_of_memory, shape_of
+from xtremes_jax.training.meter import FitReport, Meter, Note
 from xtremes_jax.training.signals import Interrupted, StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.step import StepMetrics
@@ -26,6 +27,8 @@ _QUEUED = 2
 
 _LINES, _JUMP, _SMALL_LOSS = 5, 3.0, 0.1
 """A loss is said to have jumped when it is 3 times the median of the last 5 log lines, or of 0.1 where that is more."""
+
+_NOTHING = Note()
 
 logger = logging.getLogger(__name__)
 
@@ -61,85 +64,6 @@ class Schedule:
         return self.due(self.logging_steps, step, epoch_ended) or (self.log_first and step == 1)
 
 
-@dataclass
-class Meter:
-    """What has happened since the last log line."""
-
-    pending: list[StepMetrics] = field(default_factory=list)
-    """Of steps that may not be done yet: scalars on the devices."""
-    fetched: list[StepMetrics] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-    audio_seconds: float = 0.0
-    padded_seconds: float = 0.0
-    wait_seconds: float = 0.0
-
-    @classmethod
-    def going_on(cls, noted: dict[str, Any]) -> "Meter":
-        """What `note` has written down, with the clock going on from there."""
-        scalars = [StepMetrics(*map(np.asarray, values)) for values in noted["metrics"]]
-        return cls(
-            fetched=scalars,
-            started=time.perf_counter() - noted["elapsed"],
-            **{name: noted[name] for name in ("audio_seconds", "padded_seconds", "wait_seconds")},
-        )
-
-    def note(self) -> dict[str, Any]:
-        """All of it as JSON holds it, for a checkpoint between two log lines. Waits for the last step to finish."""
-        self.fetch()
-        return {
-            "metrics": [[value.item() for value in metrics] for metrics in self.fetched],
-            "elapsed": time.perf_counter() - self.started,
-            "audio_seconds": self.audio_seconds,
-            "padded_seconds": self.padded_seconds,
-            "wait_seconds": self.wait_seconds,
-        }
-
-    def add(self, metrics: StepMetrics, loaded) -> None:
-        """Counts a step; its scalars stay on the devices."""
-        self.pending.append(metrics)
-        self.audio_seconds += loaded.audio_seconds
-        self.padded_seconds += loaded.padded_seconds
-        self.wait_seconds += loaded.data_wait_s
-
-    def fetch(self) -> None:
-        """Brings the scalars to the host, which waits for the last step to finish."""
-        self.fetched += [StepMetrics(*map(np.asarray, metrics)) for metrics in jax.device_get(self.pending)]
-        self.pending = []
-
-    @property
-    def losses(self) -> list[float]:
-        """Those that are finite. Float16 overflows now and then, mostly in the gradients and not in the loss."""
-        return [float(metrics.loss) for metrics in self.fetched if np.isfinite(metrics.loss)]
-
-    def summary(self) -> dict[str, float]:
-        """The log line of these steps."""
-        self.fetch()
-        elapsed = time.perf_counter() - self.started
-        norms = [float(metrics.gradient_norm) for metrics in self.fetched if metrics.finite]
-        return {
-            "loss": float(np.mean(self.losses)) if self.losses else math.nan,
-            "learning_rate": float(self.fetched[-1].learning_rate),
-            "grad_norm": float(np.mean(norms)) if norms else math.nan,
-            "skipped_updates": len(self.fetched) - len(norms),
-            "audio_seconds_per_second": self.audio_seconds / elapsed,
-            "seconds_per_step": elapsed / len(self.fetched),
-            "padding": 1.0 - self.audio_seconds / self.padded_seconds if self.padded_seconds else 0.0,
-            "data_wait": self.wait_seconds / elapsed,
-        }
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a checkpoint says of the loop beside the state, so that a run goes on as if it had not stopped."""
-
-    evaluation_owed: bool = False
-    """An evaluation was due at this step and was not made, as a signal or an error came first."""
-    unlogged: dict[str, Any] | None = None
-    """Of the steps since the last log line: `Meter.note`."""
-    loss_sum: float = 0.0
-    logged_steps: int = 0
-
-
 @dataclass(frozen=True)
 class Hooks:
     """What the loop calls; plain functions of the entry point.
@@ -148,7 +72,7 @@ class Hooks:
     `agree(clips, save_due) -> save` after each step, with those of its clips that could not be decoded and whether the
     last checkpoint is old, tells whether to save now: all processes get the same answer, and have the same
     `stop.received` afterwards; `consumed(step, sample_ids)` for the clips that a step is made with,
-    `nonfinite([(step, sample_ids), ...]) -> path` for those of the steps that are given up on, `advance()` after each
+    `nonfinite(step, count) -> path` for those of the last `count` steps, which are given up on, `advance()` after each
     step, for the progress bar, `started(report)` when the first step is done, with the time that it alone has waited
     and compiled.
     """
@@ -158,53 +82,9 @@ class Hooks:
     save: Callable[[TrainState, int, float | None, Note], None]
     agree: Callable[[Sequence, bool], bool]
     consumed: Callable[[int, Sequence[int]], None]
-    nonfinite: Callable[[list[tuple[int, Sequence[int]]]], Path]
+    nonfinite: Callable[[int, int], Path]
     advance: Callable[[], None]
-    started: Callable[["FitReport"], None] = lambda report: None
-
-
-@dataclass
-class FitReport:
-    """What a finished (or interrupted) loop has measured. Times are wall-clock seconds."""
-
-    steps: int = 0
-    clips: int = 0
-    audio_seconds: float = 0.0
-    padded_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    loss_sum: float = 0.0
-    logged_steps: int = 0
-    runtime: float = 0.0
-    compile_seconds: float = 0.0
-    """Spent on waiting for the programs of shapes that had not come before: tracing and compiling them."""
-    pause_seconds: float = 0.0
-    """Spent on evaluation and on handing checkpoints over."""
-    first_step_seconds: float | None = None
-    """From the beginning to the end of the first step, which waits for the first batch and compiles."""
-    interrupted: bool = False
-
-    def count(self, loaded) -> None:
-        """Adds a batch."""
-        self.steps += 1
-        self.clips += loaded.clips
-        self.audio_seconds += loaded.audio_seconds
-        self.padded_seconds += loaded.padded_seconds
-        self.wait_seconds += loaded.data_wait_s
-
-    def compiled(self, seconds: float) -> float:
-        """Adds time spent on compiling, and returns it."""
-        self.compile_seconds += seconds
-        return seconds
-
-    def paused(self, seconds: float) -> float:
-        """Adds time spent on evaluating and saving, and returns it."""
-        self.pause_seconds += seconds
-        return seconds
-
-    @property
-    def steady_seconds(self) -> float:
-        """Seconds of training proper: neither compiling nor pausing."""
-        return max(self.runtime - self.compile_seconds - self.pause_seconds, 1e-9)
+    started: Callable[[FitReport], None] = lambda report: None
 
 
 def fit(
@@ -217,7 +97,7 @@ def fit(
     hooks: Hooks,
     stop: StopRequest,
     epoch_of: Callable[[int], tuple[float, bool]],
-    note: Note = Note(),
+    note: Note = _NOTHING,
 ) -> tuple[Any, FitReport]:
     """Runs steps `start_step` to `schedule.total_steps`, or until a stop is asked for, and saves in either case.
 
@@ -242,6 +122,7 @@ def fit(
     begun, report = time.perf_counter(), FitReport(loss_sum=note.loss_sum, logged_steps=note.logged_steps)
     meter = Meter() if note.unlogged is None else Meter.going_on(note.unlogged)
     progress = _Progress(state, hooks, stop, report, meter, step=start_step, saved=start_step)
+    progress.losses.extend(note.losses)
     if note.evaluation_owed:
         epoch, epoch_ended = epoch_of(start_step)
         progress.planned = schedule.is_checkpoint_planned(start_step, epoch_ended)
@@ -291,12 +172,10 @@ class _Progress:
     """Whether a checkpoint of this step is the schedule's, not a signal's, an error's or the clock's."""
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LINES))
     """Of the last log lines."""
-    recent: deque[tuple[int, Sequence[int]]] = field(default_factory=deque)
-    """The last steps and their clips: as many as may have gradients that are not finite."""
     shapes: set[tuple] = field(default_factory=set)
     """Of the batches so far."""
-    batch: Batch | None = None
-    """The last one."""
+    queued: deque[tuple[StepMetrics, Batch]] = field(default_factory=lambda: deque(maxlen=_QUEUED + 1))
+    """Of the steps that may not be done yet: what each gives, and shapes of its batch."""
 
     def make_step(self, train_step: Callable, loaded: Any) -> None:
         """Queues one step and counts it; nothing is known of the state that it leads to.
@@ -305,8 +184,8 @@ class _Progress:
         does not take batches faster than they are used: each would lie in the devices' memory until its step comes.
         """
         called = time.perf_counter()
-        self.batch = loaded.batch
         self.state, metrics = train_step(self.state, loaded.batch)
+        self.queued.append((metrics, jax.tree.map(abstract, loaded.batch)))
         shape = shape_of(loaded.batch)
         if shape not in self.shapes:
             # A call returns before its step is done, unless the step has to be compiled.
@@ -317,7 +196,6 @@ class _Progress:
         jax.block_until_ready(self.meter.pending[:-_QUEUED][-1:])
         self.step += 1
         self.score, self.owed = None, False
-        self.recent.append((self.step, loaded.sample_ids))
         self.hooks.consumed(self.step, loaded.sample_ids)
 
     def settle(self, schedule: Schedule, epoch: float, log_now: bool) -> None:
@@ -337,14 +215,12 @@ class _Progress:
             summary = self.meter.summary()
             self.hooks.log(self.step, epoch, summary)
             self._watch_for_a_jump(summary["loss"])
-        if log_now or last:
+        if log_now or last or schedule.logging_steps is None:
             self.report.loss_sum += sum(self.meter.losses)
             self.report.logged_steps += len(self.meter.losses)
             self.meter = Meter()
-        while len(self.recent) > streak:
-            self.recent.popleft()
         if streak >= schedule.max_nonfinite_steps:
-            where = self.hooks.nonfinite(list(self.recent))
+            where = self.hooks.nonfinite(self.step, streak)
             raise InputError(
                 f"The gradients of the last {streak} steps were not finite, so none of them changed the model; the run "
                 f"stops at step {self.step}. The clips of these steps are listed in {where}. Lower --learning_rate, "
@@ -392,9 +268,19 @@ class _Progress:
 
         Its score is told only where every run has a checkpoint: which is best must not depend on who stopped it when.
         """
-        note = Note(self.owed, self.meter.note(), self.report.loss_sum, self.report.logged_steps)
+        report = self.report
+        note = Note(self.owed, self.meter.note(), report.loss_sum, report.logged_steps, list(self.losses))
         self.hooks.save(self.state, self.step, self.score if self.planned else None, note)
         self.saved, self.saved_at = self.step, time.perf_counter()
+
+    def failed_batch(self) -> Batch | None:
+        """Shapes of the batch whose step has failed on the devices; None if all that are queued can be done."""
+        for metrics, batch in self.queued:
+            try:
+                jax.block_until_ready(metrics)
+            except jax.errors.JaxRuntimeError:
+                return batch
+        return None
 
     def save_unless_saved(self) -> None:
         """The same, where this step has no checkpoint yet."""
@@ -406,24 +292,25 @@ class _Progress:
 def _saved_in_the_end(progress: _Progress, schedule: Schedule) -> Iterator[None]:
     """However the loop ends, what has been trained is saved, unless a step that failed has taken the state with it.
 
-    Without a `--save_strategy` only what a signal breaks off is.
+    Without a `--save_strategy` and `--save_seconds` only what a signal breaks off is.
     """
+    saves = schedule.save_steps is not None or schedule.save_seconds is not None
     try:
         yield
     except Interrupted:  # it waited for its next batch, or for that step's program
         pass
     except jax.errors.JaxRuntimeError as error:
         # Devices tell of a step's failure when its result is asked for, which may be a step or two later.
-        if is_out_of_memory(error) and progress.batch is not None:
-            raise OutOfMemory(progress.batch, error) from error
+        if is_out_of_memory(error) and (batch := progress.failed_batch()) is not None:
+            raise OutOfMemory(batch, error) from error
         raise
     except (InputError, CompilationFailed):
         gone = any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(progress.state))
         # With other processes none saves by itself, and these may be at another step by now.
-        if schedule.save_steps is not None and not gone and not progress.stop.shared:
+        if saves and not gone and not progress.stop.shared:
             progress.save_unless_saved()
         raise
-    if schedule.save_steps is not None or progress.stop.received is not None:
+    if saves or progress.stop.received is not None:
         progress.save_unless_saved()
 
 

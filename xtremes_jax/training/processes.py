@@ -72,15 +72,26 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in process 0, the only one to call it; the others wait for it. Values are JSON."""
+    """What `make` returns in process 0, the only one to call it; the others wait for it. Values are JSON.
+
+    Raises:
+        InputError: in all processes, if `make` raises one.
+    """
     if not several():
         return make()
     key = f"xtremes_jax/{next(_calls)}"
-    if is_first():
+    if not is_first():
+        said = json.loads(_wait_for(key))
+        if "error" in said:
+            raise InputError(said["error"])
+        return said["value"]
+    try:
         value = make()
-        global_state.client.key_value_set(key, json.dumps(value))
-        return value
-    return json.loads(_wait_for(key))
+    except InputError as error:
+        global_state.client.key_value_set(key, json.dumps({"error": str(error)}))
+        raise
+    global_state.client.key_value_set(key, json.dumps({"value": value}))
+    return value
 
 
 @contextmanager
