@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.places import place
 from xtremes_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Check
     Raises:
         InputError: there is no such checkpoint, or none that is undamaged.
     """
-    named = None if wanted in (None, "True", "true") else str(Path(wanted).absolute())
+    named = None if wanted in (None, "True", "true") else str(place(wanted))
     try:
         newest = checkpoints.newest_sound()
     except InputError:

@@ -11,8 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from etils import epath
+
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import processes
+from xtremes_jax.training.places import is_remote, place
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +54,18 @@ class RunDirectory:
         path: made when missing.
         overwrite: whatever is there may be replaced (`--overwrite_output_dir`); nothing is removed before `clear`.
         training: whether this run trains; scoring may write its results beside a finished run.
+        checkpoints: where those are to lie (`--checkpoint_dir`), if not here.
 
     Raises:
         InputError: another run is writing to it, it cannot be written to, it holds something that is neither a
             resumable run nor to be overwritten, or it is not the directory that the first process sees.
     """
 
-    def __init__(self, path: str | Path, *, overwrite: bool, training: bool):
+    def __init__(self, path: str | Path, *, overwrite: bool, training: bool, checkpoints: str | None = None):
         self.path = Path(path)
+        self.checkpoints = place(self.path / CHECKPOINTS if checkpoints is None else checkpoints)
         self._overwrite, self._training = overwrite, training
         self._lock = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where Orbax keeps the run's checkpoints."""
-        return self.path / CHECKPOINTS
 
     @property
     def tensorboard(self) -> Path:
@@ -75,7 +75,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         try:
             mark = processes.from_first(self._hold)
-            if not processes.is_first():
+            if not processes.is_first() and not is_remote(self.checkpoints):
                 self._find(mark)
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -128,7 +128,8 @@ class RunDirectory:
             time.sleep(0.2)
         raise InputError(
             f"--output_dir {self.path} of process {processes.index()} is not that of process 0, whose checkpoints all "
-            "processes have to read and write. Name a directory that all machines share."
+            "processes have to read and write. Name a directory that all machines share, or keep them in a bucket "
+            "(--checkpoint_dir gs://BUCKET/FOLDER)."
         )
 
     def begin(self) -> None:
@@ -140,9 +141,9 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Removes what an earlier run has left, for a run that starts afresh; files of other kinds stay."""
-        for folder in (self.checkpoints, self.tensorboard):
+        for folder in (self.checkpoints, epath.Path(self.tensorboard)):
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rmtree()
         for pattern in _LEFT_BY_A_FINISHED_RUN:
             for path in self.path.glob(pattern):
                 path.unlink()

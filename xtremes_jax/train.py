@@ -65,7 +65,10 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
     check_process_count(arguments)
-    directory = RunDirectory(training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train)
+    directory = RunDirectory(
+        training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train,
+        checkpoints=training.checkpoint_dir,
+    )  # fmt: skip
     watchdog = Watchdog(training.stall_timeout, "preparing data")
     with StopRequest(shared=several()) as stop, directory, watchdog:
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)

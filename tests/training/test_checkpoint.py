@@ -253,3 +253,15 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path, rng, monk
         paths = [tmp_path / "7" / item, *(tmp_path / "7" / item).rglob("*")]
         missed = {path.name for path in paths if path.stat().st_ino not in synced}
         assert missed <= {"commit_success.txt"}  # Orbax's mark, which comes last
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/run", "ftp://host/run"])
+def test_buckets_of_others_are_refused(path):
+    with pytest.raises(InputError, match=r"those of Google Cloud Storage can be used \(gs://BUCKET/FOLDER\)"):
+        Checkpoints(path)
+
+
+def test_a_bucket_needs_its_client(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="install gcsfs"):
+        Checkpoints("gs://bucket/run")

@@ -121,13 +121,19 @@ def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
     wanted = training.resume_from_checkpoint
     if not (training.do_train and training.overwrite_output_dir and wanted is not None):
         return
-    output, source = Path(training.output_dir).resolve(), Path(wanted).resolve()
-    if wanted in ("True", "true") or output == source or output in source.parents:
+    removed = [training.output_dir] + [training.checkpoint_dir] * (training.checkpoint_dir is not None)
+    if wanted in ("True", "true") or any(_lies_in(wanted, folder) for folder in removed):
         raise InputError(
             f"{given.source('overwrite_output_dir')} would delete the checkpoint that "
             f"{given.source('resume_from_checkpoint')} {wanted} names. To go on from it, leave out the former; to "
             "start afresh, the latter; or write to another --output_dir."
         )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    """Whether a path is a folder or in it. Of a bucket, too: its names are resolved alike, if not to a real place."""
+    inner, outer = Path(path).resolve(), Path(folder).resolve()
+    return inner == outer or outer in inner.parents
 
 
 def check_translation(model: ModelArguments, training: TrainingArguments, selection: Selection, given: Given) -> None:

@@ -88,6 +88,12 @@ class TrainingArguments:
         above=0,
         needs=("train",),
     )
+    checkpoint_dir: str | None = flag(
+        None,
+        "Where checkpoints lie, a directory or gs://BUCKET/FOLDER of this run alone (ours; unset: checkpoints/ in the "
+        "output directory).",
+        needs=("train",),
+    )
     save_total_limit: int | None = flag(
         None, "Keep only so many checkpoints, the best one among them.", at_least=1, needs=("train",)
     )

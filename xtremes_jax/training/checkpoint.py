@@ -4,15 +4,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import processes
+from xtremes_jax.training.places import place
 from xtremes_jax.training.sealing import RestoreJson, RestoreState, SaveJson, SaveState, SealedJson, SealedState, damage
 from xtremes_jax.training.state import TrainState
 
@@ -51,13 +50,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str | os.PathLike,
         *,
         keep: int | None = None,
         best: Callable[[], int | None] = lambda: None,
         create: bool = True,
     ):
-        self.directory = directory.absolute()
+        self.directory = place(directory)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if keep is None else _Keep(keep, best),
             create=create,
@@ -68,13 +67,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @classmethod
-    def at(cls, path: str | Path) -> tuple["Checkpoints", int]:
+    def at(cls, path: str | os.PathLike) -> tuple["Checkpoints", int]:
         """The checkpoint that `--resume_from_checkpoint` names: a step's directory, or a run's or its checkpoints'.
 
         Raises:
             InputError: there is none.
         """
-        path = Path(path).absolute()
+        path = place(path)
         parent = (
             path.parent if path.name.isdigit() else path / "checkpoints" if (path / "checkpoints").is_dir() else path
         )
@@ -112,7 +111,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of the file system, of TensorStore or of Orbax, each with types of its own
             # As the disk has it: the manager counts those out that it was about to remove.
-            names = os.listdir(self.directory) if self.directory.is_dir() else []
+            names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
             left = [int(name) for name in names if name.isdigit()]
             kept = f"The last complete checkpoint is that of step {max(left)}" if left else "There is no checkpoint"
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -129,7 +128,7 @@ class Checkpoints:
         return processes.from_first(lambda: self._damage(step))
 
     def _damage(self, step: int) -> str | None:
-        folder = epath.Path(self.directory / str(step))
+        folder = self.directory / str(step)
         return next(filter(None, (damage(folder / item) for item in _ITEMS)), None)
 
     def newest_sound(self) -> int | None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import orbax.checkpoint as ocp
 from etils import epath
 
+from xtremes_jax.training.places import is_remote
+
 SEAL = "checksums.json"
 _UNSEALED = {SEAL, "commit_success.txt"}
 """The seal itself, and Orbax's mark, which it sets after it."""
@@ -30,7 +32,7 @@ def seal(directory: epath.Path) -> None:
 
 
 def _sync(path: epath.Path) -> None:
-    if "://" in os.fspath(path):  # in a bucket, what is written is stored
+    if is_remote(path):  # in a bucket, what is written is stored
         return
     handle = os.open(path, os.O_RDONLY)
     try:
