@@ -85,11 +85,13 @@ def measure(setting, devices: int, fsdp: int) -> dict:
     import dataclasses
 
     import jax
-    from benchmarks.hlo import Program
-    from benchmarks.lowering import abstract_network, least_sent, lower_train_step, make_mesh, unexpected
+    from benchmarks.lowering import abstract_network, least_sent, lower_train_step, unexpected
+
+    from xtremes_jax.planning.hlo import Program
+    from xtremes_jax.training.sharding import make_mesh
 
     setting = dataclasses.replace(setting, fsdp=fsdp)
-    mesh = make_mesh(jax.devices()[:devices], fsdp)
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
     begun = time.perf_counter()
     compiled = lower_train_step(setting, mesh).compile()
     seconds = time.perf_counter() - begun

@@ -82,20 +82,21 @@ def parse() -> argparse.Namespace:
 
 def measure(chip: str, name: str, kind: str, setting) -> dict:
     """Compiles one part for one chip; what `--json` holds of it. FLOPs, bytes and times are of all its layers."""
-    import jax
-    from benchmarks.hlo import Program
     from benchmarks.parts import lower_whole_step, make_part
-    from benchmarks.traffic import moved_bytes
     from jax.experimental import topologies
 
-    jax.default_backend = lambda: "tpu"  # the model asks, and this process has none
+    from xtremes_jax.models.platform import written_for
+    from xtremes_jax.planning.hlo import Program
+    from xtremes_jax.planning.traffic import moved_bytes
+
     device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]["topology"]).devices[0]
     begun = time.perf_counter()
-    if name == STEP:
-        times, compiled = 1, lower_whole_step(setting, device).compile()
-    else:
-        part = make_part(name, setting, gradient=kind == "training", device=device)
-        times, compiled = part.times, part.lower(device).compile()
+    with written_for("tpu"):
+        if name == STEP:
+            times, compiled = 1, lower_whole_step(setting, device).compile()
+        else:
+            part = make_part(name, setting, gradient=kind == "training", device=device)
+            times, compiled = part.times, part.lower(device).compile()
     seconds = time.perf_counter() - begun
     text = compiled.as_text()
     if folder := os.environ.get("BENCHMARK_TPU_TEXTS"):

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "data": {"errors", "batch", "processors", "tasks", "arguments"},
     "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
+    "planning": {"errors", "batch", "tasks", "models"},
     "hub": {"errors", "batch", "models"},
     "model_card": {"errors"},
 }

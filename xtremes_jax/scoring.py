@@ -52,7 +52,7 @@ class Scorer:
         self.arguments, self.corpus, self.role = arguments, corpus, role
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
         step = self._make_step(network)
-        self._step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
+        self.step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
         self._loader = self._make_loader(self.split)
 
     def _make_step(self, network: Network):
@@ -84,9 +84,10 @@ class Scorer:
 
     def compile_ahead(self, after: CompiledAhead | None = None) -> None:
         """Has all programs of the split compiled in the background: by `after`'s threads, when its own are done."""
-        self._step.announce(self._shapes(), after)
+        self.step.announce(self.shapes(), after)
 
-    def _shapes(self) -> list[Batch]:
+    def shapes(self) -> list[Batch]:
+        """The different shapes of the batches of a pass, as they come first."""
         return self._loader.shapes()
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
@@ -98,7 +99,7 @@ class Scorer:
         """
         begun = time.perf_counter()
         self._audio_seconds = self._padded_seconds = 0.0
-        with self._step:
+        with self.step:
             self.compile_ahead()  # what no one has asked for yet
             scored = self._score(trainable, frozen)
         scored.metrics["runtime"] = time.perf_counter() - begun
@@ -107,7 +108,7 @@ class Scorer:
 
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         def eval_step(batch):
-            return self._step(trainable, frozen, batch)
+            return self.step(trainable, frozen, batch)
 
         with self._on_devices(self._loader) as bar:
             predictions = predict(eval_step, self._batches(self._loader), bar.update)
@@ -167,8 +168,8 @@ class RetrievalScorer(Scorer):
         extra = self.corpus.distractors
         return None if extra is None else self._make_loader(extra)
 
-    def _shapes(self) -> list[Batch]:
-        return super()._shapes() + ([] if self._distractors is None else self._distractors.shapes())
+    def shapes(self) -> list[Batch]:
+        return super().shapes() + ([] if self._distractors is None else self._distractors.shapes())
 
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         clips = self._embed(self.split, self._loader, trainable, frozen)
@@ -220,7 +221,7 @@ class RetrievalScorer(Scorer):
         found: dict[int, np.ndarray] = {}
         with self._on_devices(loader) as bar:
             for loaded in self._batches(loader):
-                computed = self._step(trainable, frozen, loaded.batch)
+                computed = self.step(trainable, frozen, loaded.batch)
                 embeddings, rows = jax.device_get((computed, loaded.batch.sample_ids))
                 found |= {int(row): embeddings[place] for place, row in enumerate(rows) if row >= 0}
                 bar.update()

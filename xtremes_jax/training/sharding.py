@@ -1,5 +1,7 @@
 """The device mesh and where parameters, optimizer state and batches lie on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -11,21 +13,21 @@ SMALLEST_SHARDED = 2**16
 """Parameters with fewer elements are kept whole on every device: gathering them would cost more than it saves."""
 
 
-def make_mesh(fsdp_devices: int = 1) -> Mesh:
-    """A (data, fsdp) mesh over all devices of all processes.
+def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp) mesh.
 
     Args:
         fsdp_devices: over how many devices each large parameter is split (fully sharded data parallelism).
+        devices: of the mesh; all devices of all processes where absent.
 
     Raises:
         InputError: the number of devices is not a multiple of `fsdp_devices`.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if fsdp_devices < 1 or count % fsdp_devices:
         raise InputError(f"--fsdp_devices {fsdp_devices} does not divide the {count} devices of this run.")
-    return jax.make_mesh(
-        (count // fsdp_devices, fsdp_devices), BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES)
-    )
+    kinds = (AxisType.Auto,) * len(BATCH_AXES)
+    return jax.make_mesh((count // fsdp_devices, fsdp_devices), BATCH_AXES, axis_types=kinds, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
