@@ -17,6 +17,7 @@ from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.corpus import Corpus, SkippedClips
+from xtremes_jax.data.buckets import PlannedBatch
 from xtremes_jax.data.loader import EvalLoader
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
@@ -89,6 +90,10 @@ class Scorer:
     def shapes(self) -> list[Batch]:
         """The different shapes of the batches of a pass, as they come first."""
         return self._loader.shapes()
+
+    def plan(self) -> list[PlannedBatch]:
+        """The batches of a pass, in order."""
+        return self._loader.plan()
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         """Hypotheses and scores of the split with these parameters.
@@ -167,6 +172,9 @@ class RetrievalScorer(Scorer):
     def _distractors(self) -> EvalLoader | None:
         extra = self.corpus.distractors
         return None if extra is None else self._make_loader(extra)
+
+    def plan(self) -> list[PlannedBatch]:
+        return super().plan() + ([] if self._distractors is None else self._distractors.plan())
 
     def shapes(self) -> list[Batch]:
         return super().shapes() + ([] if self._distractors is None else self._distractors.shapes())
