@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import shutil
 import sys
 import tempfile
@@ -184,7 +185,7 @@ def _measure(
     total = sum(len(part.shapes) for part in parts)
     for part in parts:
         for place in range(len(part.shapes)):
-            buckets.append(_compile(arguments, target, part, place, f"{len(buckets) + 1} of {total}"))
+            buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
     found = _find_batch(arguments, target, parts[0], pairs, buckets[0]) if arguments.flags.find_batch else None
     assumed = (assumptions(run),) if arguments.flags.planned_buckets else ()
     return Plan(
@@ -203,12 +204,12 @@ def _measure(
     )
 
 
-def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, which: str) -> Bucket:
+def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str) -> Bucket:
     """The program for one of a part's shapes."""
     batch = part.shapes[place]
     rows = batch.label_lengths.shape[0] // len(target.devices)
     seconds = part.lengths[place] / SAMPLE_RATE
-    logger.info("Program %s: %s, %d clips of %.2f s a device", which, part.role, rows, seconds)
+    logger.info("%s: %s, %d clips of %.2f s a device", name, part.role, rows, seconds)
     cost = compile_and_measure(part.step.lower(batch), target)
     micro_batches = arguments.training.gradient_accumulation_steps if part.role in ("train", "frames") else 1
     bucket = Bucket(
@@ -223,7 +224,7 @@ def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, w
         memory=target.chip.memory,
         step_seconds=cost.seconds(target.chip, _precision(arguments.run)),
     )
-    logger.info("Program %s: %s", which, _outcome(bucket))
+    logger.info("%s: %s", name, _outcome(bucket))
     return bucket
 
 
@@ -263,13 +264,15 @@ def _find_batch(arguments: PlanArguments, target: Target, part: Part, pairs: boo
             part.shapes[0],
         )
         tried = dataclasses.replace(part, shapes=[shape])
-        bucket = _compile(arguments, target, tried, 0, f"of trial {len(trials)}")
+        bucket = _compile(arguments, target, tried, 0, f"Trial {len(trials)}")
         trials.append(Trial(number * unit, bucket.peak, bucket.fits, bucket.cost.compile_seconds))
         return bucket.fits
 
     largest = largest_that_fits(fits, given, _MOST_ROWS // unit) * unit
     flag = "max_batch_seconds" if by_seconds else "per_device_train_batch_size"
-    return Found(flag, largest * longest.seconds if by_seconds else largest, longest.seconds, tuple(trials))
+    # Rounded up: so many clips are to fit into so many seconds.
+    value = math.ceil(100 * largest * longest.seconds) / 100 if by_seconds else largest
+    return Found(flag, value, largest, longest.seconds, tuple(trials))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def _lengths(buckets: Sequence[str], arguments: Arguments) -> dict[int, int | No
     longest = arguments.data.max_duration_in_seconds
     found: dict[int, int | None] = {}
     for word in buckets:
-        parts = re.fullmatch(r"(\d+(?:\.\d+)?)(?::(\d{1,9}))?", word)
+        parts = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(?::(\d{1,9}))?", word, re.ASCII)
         seconds = float(parts[1]) if parts else 0.0
         if not parts or seconds <= 0 or (parts[2] is not None and int(parts[2]) < 1):
             raise InputError(

@@ -69,6 +69,8 @@ class Found:
     """That sets it."""
     value: float
     """Largest that fits; 0 if none does."""
+    rows: int
+    """Clips of the longest bucket that this is on each device, in a micro-batch."""
     seconds: float
     """Of the longest bucket's clips."""
     trials: tuple[Trial, ...]
@@ -221,7 +223,8 @@ def _found(found: Found) -> list[str]:
     longest = f"in the longest bucket ({found.seconds:.2f} s)"
     if not found.value:
         return [f"No batch fits {longest}, not even the smallest."]
-    return [f"The largest that fits {longest}: --{found.flag} {found.value:g}, found in {len(found.trials)} trials."]
+    more = ", and no larger one was tried" if found.trials[-1].fits and found.trials[-1].rows == found.rows else ""
+    return [f"The largest that fits {longest}: --{found.flag} {found.value:g}, in {len(found.trials)} trials{more}."]
 
 
 def assumptions(plan: Plan) -> list[str]:

@@ -106,7 +106,7 @@ def find_target(name: str) -> Target:
         )
     if kind in TPUS:
         return Target(name, "tpu", TPUS[kind], _tpu_devices(name, kind, size))
-    count = int(size) if re.fullmatch(r"\d{1,4}", size) else 0
+    count = int(size) if re.fullmatch("[0-9]{1,4}", size) else 0
     if not 1 <= count <= _MOST_CPUS:
         raise InputError(f"--topology {name}: {size} is no number of devices. Give one from 1 to {_MOST_CPUS}.")
     devices = _cpu_devices(name, count)
