@@ -4,11 +4,11 @@
     python scripts/check_plan_memory.py                       a shape of some two GB on eight devices
     python scripts/check_plan_memory.py --devices 4 -- FLAGS  any run, by the flags of xtremes_jax.train
 
-The plan is made for `cpu:8`. The run is the same command's, in a fresh process with as many simulated devices, which are
-all in that process: what its resident set grows by is to be the devices' sum. It is given twice: from just before the
-model is made to the highest point of any step but the first, with what the compiler leaves behind (a plan is of devices,
-and knows nothing of the host's memory); and without that, as the bytes of all arrays between two steps and what the
-resident set grows by from there.
+The plan is made for `cpu:8`. The run is the same command's, in a fresh process with as many simulated devices, all of
+them in that process: what its resident set grows by is to be the devices' sum. It is given twice: from just before the
+model is made to the highest point of any step but the first, with what the compiler leaves behind (a plan is of
+devices, and knows nothing of the host's memory); and without that, as the bytes of all arrays between two steps and
+what the resident set grows by from there.
 """
 
 import argparse
@@ -84,11 +84,9 @@ def main() -> int:
     grown = measured["highest"] - measured["before"]
     of_arrays = measured["arrays"] + measured["highest"] - measured["between"]
     print(f"flags: {' '.join(flags)}")
-    print(f"planned peak of {wanted.devices} devices together   {expected / 2**20:8,.0f} MiB")
-    print(
-        f"arrays, and growth in a step        {of_arrays / 2**20:8,.0f} MiB, planned / measured {expected / of_arrays:.3f}"
-    )
-    print(f"growth with the compiler's remains  {grown / 2**20:8,.0f} MiB, planned / measured {expected / grown:.3f}")
+    print(f"{f'planned peak of {wanted.devices} devices together':37} {expected / 2**20:8,.0f} MiB")
+    for what, size in (("arrays, and growth in a step", of_arrays), ("growth, with what the compiler leaves", grown)):
+        print(f"{what:37} {size / 2**20:8,.0f} MiB, planned / measured {expected / size:.3f}")
     return int(not 0.8 <= expected / of_arrays <= 1.2)
 
 

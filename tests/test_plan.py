@@ -1,5 +1,6 @@
 """Whole plans: their figures against closed forms, and against the same step lowered by other code."""
 
+import dataclasses
 import json
 import math
 import re
@@ -111,8 +112,6 @@ def small_memory(monkeypatch):
     real = plan.find_target
 
     def shrunk(name):
-        import dataclasses
-
         target = real(name)
         return dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=16 * 2**20))
 
