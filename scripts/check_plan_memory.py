@@ -21,8 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = (
-    "--config_name small --freeze_feature_encoder False --dataset_name demo --task mls --group_by_length "
-    "--max_buckets 1 --per_device_train_batch_size 4 --max_steps 4 --logging_steps 1 --disable_tqdm --do_train"
+    "--config_name small --dataset_name demo --task mls --group_by_length "
+    "--max_buckets 1 --per_device_train_batch_size 8 --max_steps 4 --logging_steps 1 --disable_tqdm --do_train"
 ).split()
 RUN = """
 import ctypes, json, re, sys

@@ -56,7 +56,7 @@ def test_vocabulary_and_classes():
 def test_translation_learns_as_large_a_vocabulary_as_the_run_would():
     arguments, start, corpus = corpus_of(["4", "29.99"], "--decoder_config_name", "tiny", task="covost2")
     assert model_config(arguments, start, corpus).vocab_size == len(corpus.tokenizer) == 1000
-    assert {len(labels) for labels in corpus.splits["train"].labels} == {21, 150}
+    assert {len(labels) for labels in corpus.splits["train"].labels} == {21, 151}
 
 
 def test_retrieval_has_pairs():

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from xtremes_jax.arguments import Arguments
+from xtremes_jax.arguments import Arguments, PlanArguments
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.metrics import bleu_groups
@@ -48,9 +48,11 @@ def set_up(level: str) -> None:
 
 
 def run_command(
-    parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
+    parse: Callable[[Sequence[str]], Arguments | PlanArguments],
+    run: Callable[[Any], Any],
+    argv: Sequence[str],
 ) -> int:
-    """Runs a command line: `parse`, then `run`.
+    """Runs a command line: `parse`, then `run` with what that gave.
 
     Returns:
         The exit status: 0, 2 for input that cannot be used (said in a sentence), or 128 + signal number after a signal.

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -67,7 +68,11 @@ class Part:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: see `console.run_command`."""
-    return console.run_command(parse_plan_arguments, run, sys.argv[1:] if argv is None else argv)
+    try:
+        return console.run_command(parse_plan_arguments, run, sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # nothing is lost
+        print("Stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def run(arguments: PlanArguments) -> dict[str, Any]:
