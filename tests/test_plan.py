@@ -8,10 +8,12 @@ import re
 import jax
 import pytest
 from benchmarks.lowering import Setting, abstract_network, lower_train_step
-from runs import ROOT, run_on_eight_devices
+from corpora import write_corpus
+from runs import ROOT, flags, run_on_eight_devices
 
-from xtremes_jax import plan
+from xtremes_jax import plan, train
 from xtremes_jax.arguments import parse_plan_arguments
+from xtremes_jax.errors import InputError
 from xtremes_jax.models import abstract_model, flatten_params, is_feature_encoder, split_params
 from xtremes_jax.planning.cost import ProgramCost
 from xtremes_jax.training import sharding
@@ -112,8 +114,8 @@ FITTING = 12 * 2**20 // (2**20 + SECOND)
 
 
 def test_what_is_printed_and_written(linear, capsys, tmp_path):
-    flags = ["--planned_buckets", "1:30", "--find_batch", "--bf16", "--per_device_train_batch_size", "2"]
-    planned(*flags, "--json", str(tmp_path / "new" / "plan.json"), topology="v100:1")
+    line = ["--planned_buckets", "1:30", "--find_batch", "--bf16", "--per_device_train_batch_size", "2"]
+    planned(*line, "--json", str(tmp_path / "new" / "plan.json"), topology="v100:1")
     printed = capsys.readouterr().out
     assert "mls with tiny on v100:1: 1 x NVIDIA V100" in printed
     assert re.search(r"train +1\.00 +2 +16 +15 +1\.0 +2\.1 +18% +1\.0 +0\.0 +0\.0\n", printed)
@@ -127,8 +129,8 @@ def test_what_is_printed_and_written(linear, capsys, tmp_path):
 
 
 def test_the_largest_batch_by_seconds_is_found_from_above(linear, capsys):
-    flags = ["--planned_buckets", "1", "--max_duration_in_seconds", "3", "--max_batch_seconds", "60"]
-    found = planned(*flags, "--gradient_accumulation_steps", "2", "--find_batch")["found_batch"]
+    line = ["--planned_buckets", "1", "--max_duration_in_seconds", "3", "--max_batch_seconds", "60"]
+    found = planned(*line, "--gradient_accumulation_steps", "2", "--find_batch")["found_batch"]
     tried = [trial["rows"] for trial in found["trials"]]
     assert tried[:2] == [60, 30] and found["rows"] == FITTING // 2 and found["value"] == FITTING // 2
     assert f"--max_batch_seconds {FITTING // 2}" in capsys.readouterr().out
@@ -147,6 +149,32 @@ def test_nothing_fits(linear, capsys):
     printed = capsys.readouterr().out
     assert "DOES NOT FIT: train 1.00 s" in printed and "XLA says: too much" in printed
     assert "No batch fits in the longest bucket (1.00 s)" in printed
+
+
+def test_the_runs_own_data_make_the_runs_own_programs(linear, monkeypatch, tmp_path):
+    """What a plan compiles is what the very command announces to its compiler, in lengths, rows and labels."""
+    corpus = write_corpus(tmp_path / "corpus", train=30)
+    line = flags(corpus, tmp_path / "output", "mls.all", max_steps=None, num_train_epochs=2, max_buckets=3)
+    found = plan.run(parse_plan_arguments([*line, "--topology", "cpu:1"]))
+    assert not (tmp_path / "output").exists()
+    announced = []
+
+    def announce(self, batches, after=None):
+        announced.extend((batch.audio.shape, batch.labels.shape) for batch in batches)
+        raise InputError("enough")
+
+    monkeypatch.setattr(CompiledAhead, "announce", announce)
+    assert train.main(line) == 2
+    planned_shapes = [
+        ((bucket["rows"], round(16_000 * bucket["seconds"])), (bucket["rows"], bucket["labels"]))
+        for bucket in found["buckets"]
+        if bucket["role"] == "train"
+    ]
+    assert len(announced) == 3 and sorted(planned_shapes) == sorted(announced)
+    assert planned_shapes == sorted(planned_shapes, reverse=True)  # the longest first
+    assert {bucket["role"] for bucket in found["buckets"]} == {"train", "eval"}
+    assert sum(bucket["times"] for bucket in found["buckets"] if bucket["role"] == "train") == found["steps_per_epoch"]
+    assert found["total_steps"] == 2 * found["steps_per_epoch"]
 
 
 @pytest.mark.parametrize(

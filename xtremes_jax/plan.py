@@ -192,7 +192,12 @@ def _measure(
         for place in range(len(part.shapes)):
             buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
     found = _find_batch(arguments, target, parts[0], pairs, buckets[0]) if arguments.flags.find_batch else None
-    assumed = (assumptions(run),) if arguments.flags.planned_buckets else ()
+    assumed = [assumptions(run)] if arguments.flags.planned_buckets else []
+    if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
+        assumed.append(
+            "while something is scored, the search for a translation counts as its first token alone, as its length is "
+            "not known: FLOPs and times of scoring are too small by that."
+        )
     return Plan(
         title=f"{run.selection.task.name} with {run.model.model_name_or_path or run.model.config_name}",
         target=target,
@@ -204,7 +209,7 @@ def _measure(
         buckets=tuple(buckets),
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=steps,
-        assumed=assumed,
+        assumed=tuple(assumed),
         found=found,
     )
 
