@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": {"errors", "batch", "processors", "tasks", "arguments"},
     "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
-    "planning": {"errors", "batch", "tasks", "models"},
+    "planning": {"errors", "tasks"},
     "hub": {"errors", "batch", "models"},
     "model_card": {"errors"},
 }

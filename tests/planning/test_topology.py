@@ -93,6 +93,7 @@ from xtremes_jax.training.sharding import make_mesh
 counts = {}
 for name in ("v5e:1x1", "v4:2x2x1", "v5e:2x4"):
     counts[name] = len(find_target(name).devices)
+assert dict(make_mesh(8, find_target("v6e:4x4").devices).shape) == {"data": 2, "fsdp": 8}  # half of two axes
 target = find_target("v5e:2x4")
 mesh = make_mesh(1, target.devices)
 rows = jax.ShapeDtypeStruct((1024, 512), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("data")))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtremes_jax.errors import InputError
@@ -23,11 +24,15 @@ def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None
     Raises:
         InputError: the number of devices is not a multiple of `fsdp_devices`.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if fsdp_devices < 1 or count % fsdp_devices:
         raise InputError(f"--fsdp_devices {fsdp_devices} does not divide the {count} devices of this run.")
     kinds = (AxisType.Auto,) * len(BATCH_AXES)
-    return jax.make_mesh((count // fsdp_devices, fsdp_devices), BATCH_AXES, axis_types=kinds, devices=devices)
+    # Not jax.make_mesh, which refuses to split a TPU slice's own axes: 8 devices of a 4x4 slice, for example.
+    shape = (count // fsdp_devices, fsdp_devices)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, BATCH_AXES, axis_types=kinds)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
