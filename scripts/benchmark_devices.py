@@ -3,7 +3,7 @@
     python scripts/benchmark_devices.py --config xls_r_300m --rows 32 --seconds 10 [--dtype bfloat16] [--json FILE]
 
 Nothing is drawn, allocated or run: the real step is lowered from shapes, compiled by XLA for CPUs, and its program read
-(xtremes_jax/planning/hlo.py). The global batch stays the same, so that each of n devices should do one n-th of the work.
+(xtremes_jax/planning/hlo.py). The global batch stays the same, so each of n devices should do one n-th of the work.
 Prints, ratios first: FLOPs of a device times n over those of one (1.00 is perfect), and bytes sent over the least, data
 parallel (every parameter whole everywhere) and fully sharded (`--fsdp_devices n`). Exits with 1 where FLOPs are off by
 more than 5%, or the step sends anything but gradients and the parameters that FSDP has split.
