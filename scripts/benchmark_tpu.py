@@ -5,8 +5,8 @@
 
 A compile-time ESTIMATE: nothing is run. FLOPs and bytes are read off the compiled programs (hlo.py and traffic.py in
 xtremes_jax/planning) with loops multiplied out, which XLA's own counts leave to the reader; the encoder layer is
-compiled once and multiplied by the layers. The time is what the chip's peak rate or its memory takes, whichever is longer.
-Results are written after every part; parts that the JSON file has for the same work are not compiled again.
+compiled once and multiplied by the layers. The time is what the chip's peak rate or its memory takes, whichever is
+longer. Results are written after every part; parts that the JSON file has for the same work are not compiled again.
 """
 
 import argparse
