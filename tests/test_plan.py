@@ -185,10 +185,13 @@ def test_the_runs_own_data_make_the_runs_own_programs(linear, monkeypatch, tmp_p
         ("--topology cpu:0", "0 is no number of devices"),
         ("--topology cpu:1 --planned_buckets 5 --fsdp_devices 3", "--fsdp_devices 3 does not divide the 1 devices"),
         ("--topology cpu:1 --planned_buckets five", "five is no length"),
+        ("--topology cpu:1 --json tests", "--json tests is a directory"),
+        ("--topology cpu:1 --json README.md/plan.json", "--json README.md/plan.json cannot be written"),
         ("--topology cpu:1 --dataset_name no/such/folder", "no/such/folder"),
     ],
 )
-def test_errors_are_sentences_and_status_2(line, said, capfd):
+def test_errors_are_sentences_and_status_2(line, said, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
     jax.devices()
     assert plan.main([*FLAGS, *line.split()]) == 2
     printed = capfd.readouterr()

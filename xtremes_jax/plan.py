@@ -80,6 +80,8 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
     flags, planned = arguments.flags, arguments.run
     for note in planned.notes:
         logger.warning(note)
+    if flags.json is not None:
+        _check_writable(Path(flags.json))
     target = find_target(flags.topology)
     # A program that is read back from the cache may not tell what memory it needs.
     configure_jax(
@@ -105,6 +107,18 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
     if flags.json is not None:
         write_atomically(Path(flags.json), json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _check_writable(path: Path) -> None:
+    """Finds out before the hours of compiling, not after them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--json {path} cannot be written: {error.strerror}. Choose another file.") from error
+    if path.is_dir():
+        raise InputError(f"--json {path} is a directory. Give the name of a file.")
 
 
 @contextmanager
