@@ -213,15 +213,12 @@ def outline(
 
 
 def _new_parts(start: StartingPoint, config: ModelConfig | TranslationConfig) -> tuple[str, ...]:
-    """What a pretrained encoder or decoder of this configuration lacks, of the parts that `_is_frozen` asks for."""
-    if not isinstance(config, TranslationConfig) or start.is_joint:
+    """What a pretrained model of this configuration lacks, of the parts that `_is_frozen` asks for: an adapter that it
+    did not have. Decoders are taken to have their cross-attention, as those of mBART have."""
+    if not isinstance(config, TranslationConfig) or start.is_joint or start.directory is None:
         return ()
-    new = []
-    if start.directory is not None and config.encoder.add_adapter and not start.encoder_config.get("add_adapter"):
-        new.append("encoder.adapter.")
-    if "MBartForCausalLM" in (start.decoder.config.get("architectures") or ()):
-        new.append("decoder.encoder_attn")
-    return tuple(new)
+    new = config.encoder.add_adapter and not start.encoder_config.get("add_adapter")
+    return ("encoder.adapter.",) if new else ()
 
 
 def _generation(
