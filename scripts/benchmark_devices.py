@@ -3,7 +3,7 @@
     python scripts/benchmark_devices.py --config xls_r_300m --rows 32 --seconds 10 [--dtype bfloat16] [--json FILE]
 
 Nothing is drawn, allocated or run: the real step is lowered from shapes, compiled by XLA for CPUs, and its program read
-(scripts/benchmarks/hlo.py). The global batch stays the same, so that each of n devices should do one n-th of the work.
+(xtremes_jax/planning/hlo.py). The global batch stays the same, so each of n devices should do one n-th of the work.
 Prints, ratios first: FLOPs of a device times n over those of one (1.00 is perfect), and bytes sent over the least, data
 parallel (every parameter whole everywhere) and fully sharded (`--fsdp_devices n`). Exits with 1 where FLOPs are off by
 more than 5%, or the step sends anything but gradients and the parameters that FSDP has split.
@@ -85,11 +85,13 @@ def measure(setting, devices: int, fsdp: int) -> dict:
     import dataclasses
 
     import jax
-    from benchmarks.hlo import Program
-    from benchmarks.lowering import abstract_network, least_sent, lower_train_step, make_mesh, unexpected
+    from benchmarks.lowering import abstract_network, least_sent, lower_train_step, unexpected
+
+    from xtremes_jax.planning.hlo import Program
+    from xtremes_jax.training.sharding import make_mesh
 
     setting = dataclasses.replace(setting, fsdp=fsdp)
-    mesh = make_mesh(jax.devices()[:devices], fsdp)
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
     begun = time.perf_counter()
     compiled = lower_train_step(setting, mesh).compile()
     seconds = time.perf_counter() - begun

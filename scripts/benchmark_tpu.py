@@ -4,9 +4,9 @@
     PYTHONPATH=DIR python scripts/benchmark_tpu.py --json parts.json --write scripts/benchmarks/tpu.md
 
 A compile-time ESTIMATE: nothing is run. FLOPs and bytes are read off the compiled programs (hlo.py and traffic.py in
-scripts/benchmarks) with loops multiplied out, which XLA's own counts leave to the reader; the encoder layer is compiled
-once and multiplied by the layers. The time is what the chip's peak rate or its memory takes, whichever is longer.
-Results are written after every part; parts that the JSON file has for the same work are not compiled again.
+xtremes_jax/planning) with loops multiplied out, which XLA's own counts leave to the reader; the encoder layer is
+compiled once and multiplied by the layers. The time is what the chip's peak rate or its memory takes, whichever is
+longer. Results are written after every part; parts that the JSON file has for the same work are not compiled again.
 """
 
 import argparse
@@ -82,20 +82,21 @@ def parse() -> argparse.Namespace:
 
 def measure(chip: str, name: str, kind: str, setting) -> dict:
     """Compiles one part for one chip; what `--json` holds of it. FLOPs, bytes and times are of all its layers."""
-    import jax
-    from benchmarks.hlo import Program
     from benchmarks.parts import lower_whole_step, make_part
-    from benchmarks.traffic import moved_bytes
     from jax.experimental import topologies
 
-    jax.default_backend = lambda: "tpu"  # the model asks, and this process has none
+    from xtremes_jax.models.platform import written_for
+    from xtremes_jax.planning.hlo import Program
+    from xtremes_jax.planning.traffic import moved_bytes
+
     device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]["topology"]).devices[0]
     begun = time.perf_counter()
-    if name == STEP:
-        times, compiled = 1, lower_whole_step(setting, device).compile()
-    else:
-        part = make_part(name, setting, gradient=kind == "training", device=device)
-        times, compiled = part.times, part.lower(device).compile()
+    with written_for("tpu"):
+        if name == STEP:
+            times, compiled = 1, lower_whole_step(setting, device).compile()
+        else:
+            part = make_part(name, setting, gradient=kind == "training", device=device)
+            times, compiled = part.times, part.lower(device).compile()
     seconds = time.perf_counter() - begun
     text = compiled.as_text()
     if folder := os.environ.get("BENCHMARK_TPU_TEXTS"):

@@ -19,19 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from xtremes_jax.arguments.parse import FLAGS, GROUPS, Flag
+from xtremes_jax.arguments.plan import FLAGS as PLAN_FLAGS
 from xtremes_jax.tasks import TASKS
 
 
 def flags_table() -> str:
     """One Markdown table for each group of flags: name, old names, default, meaning, whether scoring takes it."""
     parts = []
-    for group in GROUPS:
+    titles = {group: group.capitalize() for group in GROUPS} | {"plan": "Of `xtremes_jax.plan` alone"}
+    for group, title in titles.items():
         parts += [
-            f"**{group.capitalize()}**",
+            f"**{title}**",
             "",
             "| Flag | Default | Meaning | `evaluate` |",
             "|---|---|---|---|",
-            *(_row(flag) for flag in FLAGS.values() if flag.group == group),
+            *(_row(flag) for flag in (FLAGS | PLAN_FLAGS).values() if flag.group == group),
             "",
         ]
     return "\n".join(parts).rstrip()

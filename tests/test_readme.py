@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from xtremes_jax.arguments import parse_arguments, parse_evaluate_arguments
+from xtremes_jax.arguments import parse_arguments, parse_evaluate_arguments, parse_plan_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-PARSERS = {"xtremes_jax.train": parse_arguments, "xtremes_jax.evaluate": parse_evaluate_arguments}
+PARSERS = {
+    "xtremes_jax.train": parse_arguments,
+    "xtremes_jax.evaluate": parse_evaluate_arguments,
+    "xtremes_jax.plan": lambda words: parse_plan_arguments(words).run,
+}
 
 
 def commands() -> list[list[str]]:

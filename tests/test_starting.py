@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xtremes_jax.arguments import ModelArguments
-from xtremes_jax.corpus import _longest_target
+from xtremes_jax.corpus import longest_target
 from xtremes_jax.data.subwords import learn_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import DECODER_PRESETS, PRESETS
@@ -58,7 +58,7 @@ def test_a_joint_checkpoint_forces_the_first_token_that_it_names_and_no_other():
 
 def test_labels_of_any_length_that_is_let_through_fit_into_the_positions():
     for positions, room in ((22, 16), (24, 24), (64, 64)):
-        assert _longest_target(joint(decoder={"max_position_embeddings": positions})) == room
+        assert longest_target(joint(decoder={"max_position_embeddings": positions})) == room
 
 
 def test_hostile_values_are_refused_in_a_sentence():

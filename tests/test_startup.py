@@ -54,7 +54,7 @@ def test_a_split_is_scored_by_programs_that_were_compiled_in_the_background(tmp_
         return compile_one(ahead, batch)
 
     def watched(scorer, *parameters):
-        wait(scorer._step._futures.values())
+        wait(scorer.step._futures.values())
         before = len(foreground)
         result = score(scorer, *parameters)
         scored.append((scorer.role, len(foreground) - before))

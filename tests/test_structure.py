@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from xtremes_jax.arguments.parse import FLAGS
+from xtremes_jax.arguments.plan import FLAGS as PLAN_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "xtremes_jax"
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "data": {"errors", "batch", "processors", "tasks", "arguments"},
     "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
+    "planning": {"errors", "tasks"},
     "hub": {"errors", "batch", "models"},
     "model_card": {"errors"},
 }
@@ -96,7 +98,7 @@ def test_tables_go_between_their_markers(readme_tables):
     assert filled.count("| `mls` |") == 1
     assert filled.count("xtremes_jax/training/step.py ") == 1
     rows = [line for line in filled.splitlines() if line.startswith("| `--") and "`--task` |" not in line]
-    assert len(rows) == len(FLAGS) - 1
+    assert len(rows) == len(FLAGS) + len(PLAN_FLAGS) - 1
     with pytest.raises(ValueError, match="markers"):
         readme_tables.with_tables("no markers")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from xtremes_jax.models import (
     Report,
     TranslationConfig,
     abstract_model,
-    decays,
+    flatten_params,
     is_feature_encoder,
     is_retrieval,
     split_params,
@@ -35,9 +35,8 @@ from xtremes_jax.starting import (
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
 from xtremes_jax.training.losses import Objective, PairObjective
-from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
 from xtremes_jax.training.precision import compute_dtype
-from xtremes_jax.training.state import TrainState, create_state, parameter_count
+from xtremes_jax.training.state import parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -158,26 +157,68 @@ def assemble(
     params, report = initial_params(start, config, seed=training.seed, replace_head=training.do_train)
     if report is not None:
         _tell_of_mismatch(report, start, training.do_train)
-    dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
-    graphdef, _ = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
-    frozen = {name: value for name, value in params.items() if _is_frozen(name, arguments.model, report)}
-    trainable = {name: value for name, value in params.items() if name not in frozen}
-    if training.do_train and not trainable:
-        raise InputError("Every part of the model is frozen, so there is nothing to train. Drop a --freeze_ flag.")
+    network = outline(arguments, start, corpus, config, mesh, () if report is None else report.missing)
     if training.do_train:
         _warn_of_frozen_randomness(arguments.model, start)
     logger.info(
         "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
         f"{parameter_count(params):,}",
-        f"{parameter_count(trainable):,}" if training.do_train else "none",
+        f"{parameter_count(network.trainable):,}" if training.do_train else "none",
         describe_devices(),
         dict(mesh.shape),
-        np.dtype(dtype).name,
+        np.dtype(compute_dtype(fp16=training.fp16, bf16=training.bf16)).name,
     )
+    # One by one: no device ever holds the whole of a sharded model.
+    trainable, frozen = (
+        {name: sharding.place(params[name], shape.sharding) for name, shape in shapes.items()}
+        for shapes in (network.trainable, network.frozen)
+    )
+    return dataclasses.replace(network, trainable=trainable, frozen=frozen)
+
+
+def outline(
+    arguments: Arguments,
+    start: StartingPoint,
+    corpus: Corpus,
+    config: ModelConfig | TranslationConfig,
+    mesh: Mesh,
+    missing: Sequence[str] | None = None,
+) -> Network:
+    """The network with `jax.ShapeDtypeStruct` and shardings in place of parameters: none are read, drawn or held.
+
+    Args:
+        mesh: that they are to lie on.
+        missing: names of the parameters that the checkpoint lacks; None where it has not been read, and its
+            configuration has to tell.
+
+    Raises:
+        InputError: every part of the model is frozen.
+    """
+    training = arguments.training
+    dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
+    graphdef, params = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
+    missing = _new_parts(start, config) if missing is None else missing
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.array_sharding(mesh, leaf.shape))
+        for name, leaf in flatten_params(params).items()
+    }
+    frozen = {name: leaf for name, leaf in shapes.items() if _is_frozen(name, arguments.model, missing)}
+    trainable = {name: leaf for name, leaf in shapes.items() if name not in frozen}
+    if training.do_train and not trainable:
+        raise InputError("Every part of the model is frozen, so there is nothing to train. Drop a --freeze_ flag.")
     return Network(
-        config, graphdef, make_objective(arguments, config), mesh, _place(trainable, mesh), _place(frozen, mesh),
+        config, graphdef, make_objective(arguments, config), mesh, trainable, frozen,
         generation=_generation(arguments, start, config, corpus.tokenizer),
     )  # fmt: skip
+
+
+def _new_parts(start: StartingPoint, config: ModelConfig | TranslationConfig) -> tuple[str, ...]:
+    """What a pretrained model of this configuration lacks, of the parts that `_is_frozen` asks for: an adapter that it
+    did not have. Decoders are taken to have their cross-attention, as those of mBART have."""
+    if not isinstance(config, TranslationConfig) or start.is_joint or start.directory is None:
+        return ()
+    new = config.encoder.add_adapter and not start.encoder_config.get("add_adapter")
+    return ("encoder.adapter.",) if new else ()
 
 
 def _generation(
@@ -190,12 +231,11 @@ def _generation(
     return generation_config(start, config, tokenizer, **limits)
 
 
-def _is_frozen(name: str, model: ModelArguments, report: Report | None) -> bool:
+def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool:
     """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
-    new = () if report is None else report.missing
-    if name.startswith("encoder.adapter.") and any(missing.startswith("encoder.adapter.") for missing in new):
+    if name.startswith("encoder.adapter.") and any(new.startswith("encoder.adapter.") for new in missing):
         return False
-    if ".encoder_attn" in name and any(".encoder_attn" in missing for missing in new):
+    if ".encoder_attn" in name and any(".encoder_attn" in new for new in missing):
         return False
     return (
         (model.freeze_feature_encoder and is_feature_encoder(name))
@@ -229,11 +269,6 @@ def make_objective(arguments: Arguments, config: ModelConfig | TranslationConfig
         reduction=config.ctc_loss_reduction if config.head == "ctc" else "mean",
         zero_infinity=config.ctc_zero_infinity,
     )
-
-
-def _place(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Parameters go to their devices one by one: no device ever holds the whole of a sharded model."""
-    return {name: sharding.place(value, sharding.array_sharding(mesh, value.shape)) for name, value in params.items()}
 
 
 def _tell_of_mismatch(report: Report, start: StartingPoint, do_train: bool) -> None:
@@ -293,53 +328,3 @@ def run_length(arguments: Arguments, steps_per_epoch: int) -> int:
     if training.max_steps > 0:
         return training.max_steps
     return max(1, -int(-training.num_train_epochs * steps_per_epoch // 1))
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimization:
-    """How the parameters of a network are updated, and the state that this starts from."""
-
-    optimizer: Any
-    learning_rate: Any
-    """Updates done -> learning rate."""
-    abstract_state: TrainState
-    """Shape, type and sharding of each array of the state: what a checkpoint is restored to."""
-    create: Any
-    """`(trainable, frozen) -> TrainState`, pure: the state before the first step."""
-
-    @property
-    def state_sharding(self) -> TrainState:
-        """Sharding of each array of the state."""
-        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-
-    def first_state(self, network: Network) -> TrainState:
-        """The state before the first step. The network's own parameters become part of it and are gone afterwards."""
-        make = jax.jit(self.create, out_shardings=self.state_sharding, donate_argnums=(0, 1))
-        return make(network.trainable, network.frozen)
-
-
-def make_optimization(arguments: Arguments, network: Network, total_steps: int) -> Optimization:
-    """AdamW with the flags' schedule; its moments lie where their parameters do."""
-    training = arguments.training
-    warmup = warmup_step_count(training.warmup_steps, training.warmup_ratio, total_steps)
-    learning_rate = make_schedule(training.lr_scheduler_type, training.learning_rate, warmup, total_steps)
-    optimizer = make_optimizer(
-        learning_rate,
-        beta1=training.adam_beta1,
-        beta2=training.adam_beta2,
-        epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        decay_mask={name: decays(name) for name in network.trainable},
-    )
-
-    def create(trainable, frozen):
-        return create_state(trainable, frozen, optimizer, scale_loss=training.fp16)
-
-    shapes = jax.eval_shape(create, network.trainable, network.frozen)
-    abstract_state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding.array_sharding(network.mesh, leaf.shape)
-        ),
-        shapes,
-    )
-    return Optimization(optimizer, learning_rate, abstract_state, create)

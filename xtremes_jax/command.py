@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 
 from xtremes_jax import console
-from xtremes_jax.arguments import Arguments, TrainingArguments
+from xtremes_jax.arguments import Arguments, PlanArguments, TrainingArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import processes
 from xtremes_jax.training.launch import find_launch, has_tpu, join
@@ -21,11 +21,15 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def run_command(
-    parse: Callable[[Sequence[str]], Arguments], run: Callable[[Arguments], Any], argv: Sequence[str]
+    parse: Callable[[Sequence[str]], Arguments | PlanArguments],
+    run: Callable[[Any], Any],
+    argv: Sequence[str],
+    *,
+    alone: bool = False,
 ) -> int:
-    """Runs a command line: `parse`, then `run`.
+    """Runs a command line: `parse`, then `run` with what that gave.
 
-    Where the run has several processes, this one joins the others first, and ends with them.
+    Where the run has several processes, this one joins the others first, and ends with them; not with `alone`.
 
     Returns:
         The exit status: 0, 2 for input that cannot be used or a disk that is full (said in a sentence), 128 + signal
@@ -34,7 +38,8 @@ def run_command(
     try:
         arguments = parse(argv)
         console.set_up(arguments.training.log_level)
-        join_processes(arguments.training)
+        if not alone:
+            join_processes(arguments.training)
         with processes.ending_together():
             run(arguments)
     except InputError as error:

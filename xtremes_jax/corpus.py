@@ -168,7 +168,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         "num_frames": ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames,
         "tokenizer": tokenizer,
         "chars_to_ignore": data.chars_to_ignore,
-        "max_target_length": _longest_target(start),
+        "max_target_length": longest_target(start),
         "start_token": start.decoder_start_token_id,
         "min_duration": data.min_duration_in_seconds,
         "max_duration": data.max_duration_in_seconds,
@@ -214,7 +214,7 @@ def _retrieval_corpus(
     return Corpus(splits, None, None, synthetic or raw.synthetic, train_pairs, distractors)
 
 
-def _longest_target(start: StartingPoint) -> int | None:
+def longest_target(start: StartingPoint) -> int | None:
     """The most labels that a decoder has positions for; batches of labels are as wide as a multiple of this many."""
     if start.decoder is None:
         return None

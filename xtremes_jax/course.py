@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from xtremes_jax.arguments import Arguments
-from xtremes_jax.assembly import Network, Optimization, make_optimization, make_train_loader, run_length
+from xtremes_jax.assembly import Network, make_train_loader, run_length
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
+from xtremes_jax.optimization import Optimization, make_optimization
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.places import place

@@ -17,6 +17,7 @@ from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.corpus import Corpus, SkippedClips
+from xtremes_jax.data.buckets import PlannedBatch
 from xtremes_jax.data.loader import EvalLoader
 from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
 from xtremes_jax.errors import InputError
@@ -64,7 +65,7 @@ class Scorer:
         self.arguments, self.corpus, self.role, self._together = arguments, corpus, role, together
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
         step = self._make_step(network)
-        self._step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
+        self.step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
         self._loader = self._make_loader(self.split)
 
     def _make_step(self, network: Network):
@@ -96,10 +97,15 @@ class Scorer:
 
     def compile_ahead(self, after: CompiledAhead | None = None) -> None:
         """Has all programs of the split compiled in the background: by `after`'s threads, when its own are done."""
-        self._step.announce(self._shapes(), after)
+        self.step.announce(self.shapes(), after)
 
-    def _shapes(self) -> list[Batch]:
+    def shapes(self) -> list[Batch]:
+        """The different shapes of the batches of a pass, as they come first."""
         return self._loader.shapes()
+
+    def plan(self) -> list[PlannedBatch]:
+        """The batches of a pass, in order."""
+        return self._loader.plan()
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         """Hypotheses and scores of the split with these parameters.
@@ -110,7 +116,7 @@ class Scorer:
         """
         begun = time.perf_counter()
         self._audio_seconds = self._padded_seconds = 0.0
-        with self._step:
+        with self.step:
             self.compile_ahead()  # what no one has asked for yet
             scored = self._score(trainable, frozen)
         scored.metrics["runtime"] = time.perf_counter() - begun
@@ -120,7 +126,7 @@ class Scorer:
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         def eval_step(batch):
             with memory_for(batch):
-                return jax.device_get(self._step(trainable, frozen, batch))
+                return jax.device_get(self.step(trainable, frozen, batch))
 
         with self._on_devices(self._loader) as bar:
             predictions = predict(eval_step, self._batches(self._loader), bar.update)
@@ -181,8 +187,11 @@ class RetrievalScorer(Scorer):
         extra = self.corpus.distractors
         return None if extra is None else self._make_loader(extra)
 
-    def _shapes(self) -> list[Batch]:
-        return super()._shapes() + ([] if self._distractors is None else self._distractors.shapes())
+    def plan(self) -> list[PlannedBatch]:
+        return super().plan() + ([] if self._distractors is None else self._distractors.plan())
+
+    def shapes(self) -> list[Batch]:
+        return super().shapes() + ([] if self._distractors is None else self._distractors.shapes())
 
     def _score(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         clips = self._embed(self.split, self._loader, trainable, frozen)
@@ -235,7 +244,7 @@ class RetrievalScorer(Scorer):
         with self._on_devices(loader) as bar:
             for loaded in self._batches(loader):
                 with memory_for(loaded.batch):
-                    embeddings, rows = jax.device_get(self._step(trainable, frozen, loaded.batch))
+                    embeddings, rows = jax.device_get(self.step(trainable, frozen, loaded.batch))
                 found |= {int(row): embeddings[place] for place, row in enumerate(rows) if row >= 0}
                 bar.update()
         kept = [index for index, row in enumerate(split.rows) if int(row) in found]

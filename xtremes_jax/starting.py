@@ -92,7 +92,7 @@ class StartingPoint:
 
 
 def starting_point(
-    model: ModelArguments, *, translation: bool | None = False, token: str | None = None
+    model: ModelArguments, *, translation: bool | None = False, token: str | None = None, weights: bool = True
 ) -> StartingPoint:
     """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
 
@@ -100,12 +100,13 @@ def starting_point(
         model: names the checkpoint or the shape, and for translation the decoder's.
         translation: whether a decoder is needed; None takes what the checkpoint is.
         token: of the hub.
+        weights: False leaves the weights where they are: a directory need not hold any, and none are downloaded.
 
     Raises:
         InputError: it is not there, is of another architecture, lacks the decoder that is needed, or has one too many;
             or its files are damaged.
     """
-    start = _encoder_or_joint(model, token)
+    start = _encoder_or_joint(model, token, weights)
     if translation is None:
         translation = start.is_joint
     if not translation:
@@ -116,14 +117,14 @@ def starting_point(
         _check_joint(start, model)
         decoder = DecoderStart(start.source, start.directory, start.config["decoder"], _generation(start.directory))
     else:
-        decoder = _separate_decoder(start, model, token)
+        decoder = _separate_decoder(start, model, token, weights)
     return dataclasses.replace(start, decoder=decoder)
 
 
-def _encoder_or_joint(model: ModelArguments, token: str | None) -> StartingPoint:
+def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -> StartingPoint:
     config_name, source = model.config_name, model.model_name_or_path
     if source is not None:
-        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token)
+        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=weights)
         return StartingPoint(source, directory, hub.read_config(directory), hub.read_preprocessor(directory))
     config = _shape(config_name, "--config_name", PRESETS)
     # As published models have it: those with a group norm were trained without attention mask.
@@ -160,10 +161,10 @@ def _check_joint(start: StartingPoint, model: ModelArguments) -> None:
             )
 
 
-def _separate_decoder(start: StartingPoint, model: ModelArguments, token: str | None) -> DecoderStart:
+def _separate_decoder(start: StartingPoint, model: ModelArguments, token: str | None, weights: bool) -> DecoderStart:
     if model.decoder_name_or_path is not None:
         source = model.decoder_name_or_path
-        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token)
+        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=weights)
         return DecoderStart(source, directory, hub.read_config(directory), _generation(directory))
     if model.decoder_config_name is None:
         raise InputError(

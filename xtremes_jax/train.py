@@ -14,7 +14,7 @@ import jax
 
 from xtremes_jax import command, console
 from xtremes_jax.arguments import Arguments, parse_arguments
-from xtremes_jax.assembly import Network, Optimization, assemble, model_config
+from xtremes_jax.assembly import Network, assemble, model_config
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.course import Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
@@ -23,6 +23,7 @@ from xtremes_jax.evaluation.report import RunLog, write_json
 from xtremes_jax.export import export_run, push_run, write_card
 from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
 from xtremes_jax.looping import Surroundings, make_hooks, make_timetable, tensorboard_folder
+from xtremes_jax.optimization import Optimization, make_step
 from xtremes_jax.resuming import resume
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
@@ -37,7 +38,6 @@ from xtremes_jax.training.meter import FitReport
 from xtremes_jax.training.processes import first_goes_ahead, is_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
-from xtremes_jax.training.step import make_train_step
 from xtremes_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def train(
     around.watchdog.enter("reading the checkpoint, if there is one")
     course = make_course(arguments, network, corpus, around.directory)
     arguments = course.arguments
-    with make_step(arguments, network, course.optimization, around) as step:
+    with step_ahead(arguments, network, course.optimization, around) as step:
         state, report = run_loop(arguments, network, corpus, course, step, scorers, around)
         around.watchdog.enter("finishing the checkpoints")
         if around.stop.received is not None:  # it may have come after the last step
@@ -273,23 +273,10 @@ def read_results(directory: Path, name: str = "all_results.json") -> dict[str, A
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def make_step(
+def step_ahead(
     arguments: Arguments, network: Network, optimization: Optimization, around: Surroundings
 ) -> CompiledAhead:
-    """The training step of these arguments; XLA compiles it once for each shape of a batch."""
-    training = arguments.training
-    step = make_train_step(
-        graphdef=network.graphdef,
-        objective=network.objective,
-        optimizer=optimization.optimizer,
-        schedule=optimization.learning_rate,
-        max_grad_norm=training.max_grad_norm,
-        accumulation=training.gradient_accumulation_steps,
-        scale_loss=training.fp16,
-        seed=training.seed,
-        mesh=network.mesh,
-        state_sharding=optimization.state_sharding,
-    )
+    """The training step of these arguments, compiled ahead."""
 
     @contextmanager
     def waiting() -> Iterator[None]:
@@ -298,6 +285,7 @@ def make_step(
             yield
         around.watchdog.enter(left)
 
+    step = make_step(arguments, network, optimization)
     return CompiledAhead(step, mesh=network.mesh, leading=(optimization.abstract_state,), waiting=waiting)
 
 

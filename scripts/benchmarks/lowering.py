@@ -6,10 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from benchmarks.hlo import Collective
 from benchmarks.work import LABELS_PER_SECOND
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.models import (
@@ -23,7 +21,7 @@ from xtremes_jax.models import (
     is_feature_encoder,
     split_params,
 )
-from xtremes_jax.models.partitioning import BATCH_AXES
+from xtremes_jax.planning.hlo import Collective
 from xtremes_jax.training.losses import Objective, PairObjective
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule
 from xtremes_jax.training.sharding import batch_sharding, tree_sharding
@@ -78,15 +76,6 @@ class Setting:
     def objective(self) -> Objective | PairObjective:
         """The loss of the head."""
         return PairObjective() if self.head == "retrieval" else Objective(self.head)
-
-
-def make_mesh(devices: list, fsdp: int) -> Mesh:
-    """The (data, fsdp) mesh of a run on these devices."""
-    return Mesh(
-        np.array(devices).reshape(len(devices) // fsdp, fsdp),
-        BATCH_AXES,
-        axis_types=(AxisType.Auto,) * len(BATCH_AXES),
-    )
 
 
 def abstract_batch(setting: Setting, mesh: Mesh) -> Batch:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.contenders import Prepared, batches_of, best_rate
-from benchmarks.lowering import Setting, abstract_network, make_mesh, train_step
+from benchmarks.lowering import Setting, abstract_network, train_step
 from benchmarks.work import Work
 from xtremes_jax.models import build_model, flatten_params, split_params
-from xtremes_jax.training.sharding import batch_sharding
+from xtremes_jax.training.sharding import batch_sharding, make_mesh
 from xtremes_jax.training.state import TrainState, create_state
 from xtremes_jax.training.step import make_eval_step
 
@@ -32,7 +32,7 @@ def setting_of(work: Work) -> Setting:
 
 def prepare(work: Work) -> Prepared:
     """Random weights and batches on the devices, nothing compiled yet."""
-    setting, mesh = setting_of(work), make_mesh(jax.devices(), 1)
+    setting, mesh = setting_of(work), make_mesh()
     network = abstract_network(setting, mesh)
     step = train_step(setting, network, mesh)
     eval_step = make_eval_step(graphdef=network.graphdef, objective=setting.objective(), mesh=mesh)

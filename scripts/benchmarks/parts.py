@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.lowering import Setting, abstract_network, lower_train_step, make_mesh
+from benchmarks.lowering import Setting, abstract_network, lower_train_step
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.models.encoder import EncoderLayer
 from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
@@ -16,6 +16,7 @@ from xtremes_jax.models.layers import linear
 from xtremes_jax.models.positional import PositionalConvolution
 from xtremes_jax.training.losses import ctc_loss_sum
 from xtremes_jax.training.optimizer import clip_by_norm, global_norm
+from xtremes_jax.training.sharding import make_mesh
 
 PARTS = ("front end", "projection", "positional convolution", "encoder layer", "CTC head and loss", "optimizer")
 
@@ -128,7 +129,7 @@ def _ctc(head: nnx.Module, x: jax.Array, lengths: jax.Array, setting: Setting) -
 
 
 def _optimizer(setting: Setting, device: Any) -> Part:
-    network = abstract_network(setting, make_mesh([device], 1))
+    network = abstract_network(setting, make_mesh(1, [device]))
 
     def update(trainable: Any, moments: Any, gradients: Any) -> Any:
         gradients = clip_by_norm(gradients, global_norm(gradients), 1.0)
@@ -141,4 +142,4 @@ def _optimizer(setting: Setting, device: Any) -> Part:
 
 def lower_whole_step(setting: Setting, device: Any) -> jax.stages.Lowered:
     """The training step of one device."""
-    return lower_train_step(setting, make_mesh([device], 1))
+    return lower_train_step(setting, make_mesh(1, [device]))

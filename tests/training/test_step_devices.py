@@ -22,12 +22,13 @@ SMALL = """
 """.replace("SCRIPTS", repr(SCRIPTS))
 
 COLLECTIVES = """
-    from benchmarks.hlo import Program
-    from benchmarks.lowering import Setting, abstract_network, least_sent, lower_train_step, make_mesh, unexpected
+    from xtremes_jax.planning.hlo import Program
+    from benchmarks.lowering import Setting, abstract_network, least_sent, lower_train_step, unexpected
+    from xtremes_jax.training.sharding import make_mesh
 
     for changes in SETTINGS:
         setting = Setting(rows=32, seconds=0.5, changes=tuple(SMALL.items()), **changes)
-        mesh = make_mesh(jax.devices(), setting.fsdp)
+        mesh = make_mesh(setting.fsdp)
         network = abstract_network(setting, mesh)
         collectives = Program(lower_train_step(setting, mesh).compile().as_text()).collectives()
         print(changes, *collectives, sep=chr(10))

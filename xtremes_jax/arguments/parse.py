@@ -45,9 +45,10 @@ class Flag:
     metadata: Mapping[str, Any]
 
 
-def _describe_flags() -> dict[str, Flag]:
+def describe_flags(groups: Mapping[str, type]) -> dict[str, Flag]:
+    """The flags of dataclasses, by name."""
     flags = {}
-    for group, cls in GROUPS.items():
+    for group, cls in groups.items():
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
@@ -58,7 +59,7 @@ def _describe_flags() -> dict[str, Flag]:
     return flags
 
 
-FLAGS: dict[str, Flag] = _describe_flags()
+FLAGS: dict[str, Flag] = describe_flags(GROUPS)
 """Every flag by its name in the dataclasses."""
 
 SPELLINGS: dict[str, str] = {old: flag.name for flag in FLAGS.values() for old in (flag.name, *flag.metadata["old"])}
@@ -77,7 +78,9 @@ class Given:
         return self.sources.get(name, f"--{name}")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are ours."""
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[:1].upper()}{message[1:]}. Run with --help for all flags.")
 
@@ -120,7 +123,7 @@ def _read_json(path: str) -> dict[str, Any]:
 def _read_line(argv: list[str], program: str, scoring: bool) -> dict[str, Any]:
     """Name as written (but - as _, so that --learning-rate will do) -> None for a bare flag, a word, or words."""
     parser = build_parser(program, scoring=scoring)
-    found, unknown = parser.parse_known_args([_underscored(word) for word in argv])
+    found, unknown = parser.parse_known_args([underscored(word) for word in argv])
     flags = [word for word in unknown if word.startswith("--")]
     if flags:
         name = flags[0][2:].partition("=")[0]
@@ -130,7 +133,8 @@ def _read_line(argv: list[str], program: str, scoring: bool) -> dict[str, Any]:
     return vars(found)
 
 
-def _underscored(word: str) -> str:
+def underscored(word: str) -> str:
+    """A word of the command line, with the dashes in a flag's name as underscores."""
     if not word.startswith("--"):
         return word
     name, cut, value = word[2:].partition("=")
@@ -142,7 +146,7 @@ def build_parser(program: str, *, scoring: bool = False) -> argparse.ArgumentPar
 
     All flags parse whatever `scoring` says, so that one of training can be refused by name; it only narrows the list.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         usage=f"{program} [flags.json] [--flag value ...]",
         allow_abbrev=False,
@@ -152,8 +156,7 @@ def build_parser(program: str, *, scoring: bool = False) -> argparse.ArgumentPar
         section = parser.add_argument_group(group)
         for flag in (flag for flag in FLAGS.values() if flag.group == group):
             shown = not scoring or flag.metadata["scoring"]
-            text = describe(flag).replace("%", "%%") if shown else argparse.SUPPRESS
-            section.add_argument(f"--{flag.name}", help=text, **_shape(flag))
+            add_flag(section, flag, shown=shown)
             for old in flag.metadata["old"]:
                 parser.add_argument(f"--{old}", dest=old, help=argparse.SUPPRESS, **_shape(flag, old))
             if flag.kind is bool and flag.default is True:
@@ -163,6 +166,12 @@ def build_parser(program: str, *, scoring: bool = False) -> argparse.ArgumentPar
     for name in REFUSED:
         parser.add_argument(f"--{name}", dest=name, nargs="*", help=argparse.SUPPRESS)
     return parser
+
+
+def add_flag(section: Any, flag: Flag, *, shown: bool = True) -> None:
+    """Has argparse know a flag by its name, and list it in `--help` if it is to be shown."""
+    text = describe(flag).replace("%", "%%") if shown else argparse.SUPPRESS
+    section.add_argument(f"--{flag.name}", help=text, **_shape(flag))
 
 
 class _Bare(argparse.Action):

@@ -15,6 +15,7 @@ from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.layers import PRODUCT, linear
 from xtremes_jax.models.masking import Randomness, dropout, frame_mask
 from xtremes_jax.models.partitioning import batch_axes
+from xtremes_jax.models.platform import platform
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked key: its weight is exactly 0 beside any score that counts."""
@@ -123,7 +124,7 @@ def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array
     """
     batch, queries, heads, _ = query.shape
     devices = math.prod(batch_axes().values())
-    budget = _PIECE_BYTES.get(jax.default_backend(), _PIECE_BYTES["gpu"])
+    budget = _PIECE_BYTES.get(platform(), _PIECE_BYTES["gpu"])
     matrices = max(1, budget // (4 * max(1, queries * key.shape[1])))
     if devices > 1:  # rows that are spread over devices stay together
         rows, some = batch, _largest_divisor(heads, matrices * devices // max(1, batch))
@@ -203,7 +204,7 @@ def _use_cudnn(query: Float[Array, "batch queries heads head_features"]) -> bool
     halves = query.dtype in (jnp.bfloat16, jnp.float16)
     if query.shape[1] < _FEW_QUERIES:
         return False
-    if not halves or query.shape[-1] % 8 or query.shape[-1] > 128 or jax.default_backend() != "gpu":
+    if not halves or query.shape[-1] % 8 or query.shape[-1] > 128 or platform() != "gpu":
         return False
     major = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
     return major.isdigit() and int(major) >= 8  # ROCm's devices have names here, such as gfx90a

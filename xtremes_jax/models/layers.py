@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.partitioning import whole
+from xtremes_jax.models.platform import platform
 from xtremes_jax.models.products import convolve, multiply, spread
 
 PRODUCT = "product"
@@ -52,7 +53,7 @@ def _activate_forward(name: str, x: Array) -> tuple[Array, Array]:
 
 
 def _activate_backward(name: str, x: Array, gradient: Array) -> tuple[Array]:
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         # A gradient that also computes the activation again would share its dearest part with it, and XLA would write
         # that part to memory here instead of computing it twice.
         x = jax.lax.optimization_barrier(x)

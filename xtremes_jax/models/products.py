@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xtremes_jax.models.partitioning import whole
+from xtremes_jax.models.platform import platform
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -41,7 +42,7 @@ multiply.defvjp(_multiply_forward, _multiply_backward)
 
 def _summed_product(x: Float[Array, "*rows inputs"], gradient: Float[Array, "*rows outputs"]) -> Array:
     """The gradient `[inputs, outputs]` of a kernel: products summed over all rows, in float32."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         # As matrices: XLA's CPU backend would transpose arrays of more axes in memory before it multiplies them.
         # On a TPU it is the reshaping that copies, as rows of frames are not whole tiles.
         x, gradient = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
@@ -101,7 +102,7 @@ def _kernel_gradient(
 ) -> Float[Array, "width inputs outputs"]:
     """The gradient of a convolution's kernel, summed over rows and frames in float32."""
     last = stride * (gradient.shape[1] - 1)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         # One product of the output's gradient with the inputs that each frame saw; a CPU convolves slowly this way.
         seen = jnp.concatenate([x[:, tap : tap + last + 1 : stride] for tap in range(width)], axis=2)
         return _summed_product(seen, gradient).reshape(width, x.shape[2], gradient.shape[2])

@@ -223,10 +223,14 @@ class CompiledAhead:
             )  # fmt: skip
             raise
 
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The program for batches of this shape, not compiled yet."""
+        with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
+            return self._step.lower(*self._leading, jax.tree.map(_abstract, batch))
+
     def _compile(self, batch: Batch) -> Program:
         begun, hits = time.perf_counter(), getattr(_events, "hits", 0)
-        with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
-            run = self._step.lower(*self._leading, batch).compile()
+        run = self.lower(batch).compile()
         program = Program(run, getattr(_events, "hits", 0) > hits, time.perf_counter() - begun)
         self.programs[shape_of(batch)] = program
         return program

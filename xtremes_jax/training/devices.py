@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from xtremes_jax.models.platform import platform
 from xtremes_jax.training.compilation_cache import use_compilation_cache
 
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": 512}
@@ -28,15 +29,17 @@ def configure_jax(
     use_compilation_cache(compilation_cache_dir, default_cache_root)
 
 
-@functools.cache
 def compiler_options() -> dict[str, str | int] | None:
     """What steps are compiled with, for `jax.jit`; None leaves all to XLA.
 
     On CPUs XLA orders a program for many operations at a time, which keeps more arrays at once; a step's operations use
     all cores by themselves, one after the other. And it uses half of the width of AVX-512 unless told otherwise.
     """
-    if jax.default_backend() != "cpu":
-        return None
+    return _cpu_options() if platform() == "cpu" else None
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str | int] | None:
     try:
         jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:

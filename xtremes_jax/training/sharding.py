@@ -1,7 +1,10 @@
 """The device mesh and where parameters, optimizer state and batches lie on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtremes_jax.errors import InputError
@@ -11,21 +14,25 @@ SMALLEST_SHARDED = 2**16
 """Parameters with fewer elements are kept whole on every device: gathering them would cost more than it saves."""
 
 
-def make_mesh(fsdp_devices: int = 1) -> Mesh:
-    """A (data, fsdp) mesh over all devices of all processes.
+def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp) mesh.
 
     Args:
         fsdp_devices: over how many devices each large parameter is split (fully sharded data parallelism).
+        devices: of the mesh; all devices of all processes where absent.
 
     Raises:
         InputError: the number of devices is not a multiple of `fsdp_devices`.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if fsdp_devices < 1 or count % fsdp_devices:
         raise InputError(f"--fsdp_devices {fsdp_devices} does not divide the {count} devices of this run.")
-    return jax.make_mesh(
-        (count // fsdp_devices, fsdp_devices), BATCH_AXES, axis_types=(AxisType.Auto,) * len(BATCH_AXES)
-    )
+    kinds = (AxisType.Auto,) * len(BATCH_AXES)
+    # Not jax.make_mesh, which refuses to split a TPU slice's own axes: 8 devices of a 4x4 slice, for example.
+    shape = (count // fsdp_devices, fsdp_devices)
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, BATCH_AXES, axis_types=kinds)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

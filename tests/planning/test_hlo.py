@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks.hlo import ArrayShape, Program
+
+from xtremes_jax.planning.hlo import ArrayShape, Program
 
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8
 

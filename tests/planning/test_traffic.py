@@ -1,8 +1,9 @@
 """Bytes moved to and from main memory, on a text whose counts are known by hand."""
 
 import pytest
-from benchmarks.hlo import Program
-from benchmarks.traffic import buffer_bytes, moved_bytes
+
+from xtremes_jax.planning.hlo import Program
+from xtremes_jax.planning.traffic import buffer_bytes, moved_bytes
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

@@ -9,7 +9,7 @@ result that it updates in place, the update.
 import math
 import re
 
-from benchmarks.hlo import Instruction, Program
+from xtremes_jax.planning.hlo import Instruction, Program
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",

@@ -1,0 +1,54 @@
+"""A network of shapes, as a plan has it, is the network that a run puts on its devices."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from xtremes_jax.arguments import parse_arguments
+from xtremes_jax.assembly import _new_parts, assemble, model_config, outline
+from xtremes_jax.models import DECODER_PRESETS, PRESETS
+from xtremes_jax.planned_corpus import planned_corpus
+from xtremes_jax.starting import DecoderStart, StartingPoint, configure_translator, starting_point
+from xtremes_jax.training.sharding import make_mesh
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--task", "mls"],
+        ["--task", "minds14", "--freeze_feature_encoder", "False", "--use_weighted_layer_sum"],
+        ["--task", "covost2", "--decoder_config_name", "tiny", "--add_adapter", "--freeze_decoder"],
+        ["--task", "fleurs-retrieval", "--bf16"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_shapes_stand_for_the_parameters_of_the_run(flags):
+    arguments = parse_arguments(["--config_name", "tiny", "--output_dir", "x", "--do_train", *flags])
+    start = starting_point(arguments.model, translation="covost2" in flags, weights=False)
+    corpus = planned_corpus(arguments, start, ["1"], 1)
+    config = model_config(arguments, start, corpus)
+    shapes, real = outline(arguments, start, corpus, config, make_mesh()), assemble(arguments, start, corpus, config)
+    for outlined, placed in ((shapes.trainable, real.trainable), (shapes.frozen, real.frozen)):
+        assert {name: (a.shape, a.dtype, a.sharding) for name, a in outlined.items()} == {
+            name: (a.shape, a.dtype, a.sharding) for name, a in placed.items()
+        }
+        assert not any(isinstance(leaf, jax.Array) for leaf in outlined.values())
+    assert bool(shapes.frozen) == (flags[1] != "minds14")
+    assert (shapes.graphdef, shapes.objective, shapes.generation) == (real.graphdef, real.objective, real.generation)
+
+
+def joined(*, adapter: bool, pretrained: bool = True) -> tuple:
+    """A pretrained (or random) encoder and a pretrained decoder, not read, with an adapter between them."""
+    encoder = dataclasses.replace(PRESETS["tiny"], add_adapter=adapter).to_huggingface()
+    decoder = DECODER_PRESETS["tiny"].to_huggingface() | {"decoder_start_token_id": 2}
+    start = StartingPoint("encoder", Path("encoder") if pretrained else None, encoder, {})
+    start = dataclasses.replace(start, decoder=DecoderStart("decoder", Path("decoder"), decoder, None))
+    return start, configure_translator(start, {"add_adapter": True}, {})
+
+
+def test_an_adapter_that_a_checkpoint_lacks_is_told_by_its_configuration():
+    assert _new_parts(*joined(adapter=False)) == ("encoder.adapter.",)
+    assert _new_parts(*joined(adapter=True)) == ()
+    assert _new_parts(*joined(adapter=False, pretrained=False)) == ()

@@ -1,0 +1,81 @@
+"""How the parameters of a network are updated: the optimizer, the state that it starts from, and the training step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from xtremes_jax.arguments import Arguments
+from xtremes_jax.assembly import Network
+from xtremes_jax.models import decays
+from xtremes_jax.training import sharding
+from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count
+from xtremes_jax.training.state import TrainState, create_state
+from xtremes_jax.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """How the parameters of a network are updated, and the state that this starts from."""
+
+    optimizer: Any
+    learning_rate: Any
+    """Updates done -> learning rate."""
+    abstract_state: TrainState
+    """Shape, type and sharding of each array of the state: what a checkpoint is restored to."""
+    create: Any
+    """`(trainable, frozen) -> TrainState`, pure: the state before the first step."""
+
+    @property
+    def state_sharding(self) -> TrainState:
+        """Sharding of each array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def first_state(self, network: Network) -> TrainState:
+        """The state before the first step. The network's own parameters become part of it and are gone afterwards."""
+        make = jax.jit(self.create, out_shardings=self.state_sharding, donate_argnums=(0, 1))
+        return make(network.trainable, network.frozen)
+
+
+def make_step(arguments: Arguments, network: Network, optimization: Optimization) -> Any:
+    """The jitted training step of these arguments; XLA compiles it once for each shape of a batch."""
+    training = arguments.training
+    return make_train_step(
+        graphdef=network.graphdef,
+        objective=network.objective,
+        optimizer=optimization.optimizer,
+        schedule=optimization.learning_rate,
+        max_grad_norm=training.max_grad_norm,
+        accumulation=training.gradient_accumulation_steps,
+        scale_loss=training.fp16,
+        seed=training.seed,
+        mesh=network.mesh,
+        state_sharding=optimization.state_sharding,
+    )
+
+
+def make_optimization(arguments: Arguments, network: Network, total_steps: int) -> Optimization:
+    """AdamW with the flags' schedule; its moments lie where their parameters do."""
+    training = arguments.training
+    warmup = warmup_step_count(training.warmup_steps, training.warmup_ratio, total_steps)
+    learning_rate = make_schedule(training.lr_scheduler_type, training.learning_rate, warmup, total_steps)
+    optimizer = make_optimizer(
+        learning_rate,
+        beta1=training.adam_beta1,
+        beta2=training.adam_beta2,
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        decay_mask={name: decays(name) for name in network.trainable},
+    )
+
+    def create(trainable, frozen):
+        return create_state(trainable, frozen, optimizer, scale_loss=training.fp16)
+
+    shapes = jax.eval_shape(create, network.trainable, network.frozen)
+    abstract_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.array_sharding(network.mesh, leaf.shape)
+        ),
+        shapes,
+    )
+    return Optimization(optimizer, learning_rate, abstract_state, create)
