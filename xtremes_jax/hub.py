@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import is_retrieval
+from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
 
 if TYPE_CHECKING:
@@ -139,16 +140,16 @@ def read_preprocessor(directory: Path) -> dict[str, Any]:
     kind = found.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
     if kind != "Wav2Vec2FeatureExtractor":
         raise InputError(
-            f"{source} asks for a {kind}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
+            f"{source} asks for {shown(kind)}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
         )
     settings = {"do_normalize": True, "return_attention_mask": False, "sampling_rate": SAMPLE_RATE}
     settings.update({key: found[key] for key in settings if key in found})
     for key in ("do_normalize", "return_attention_mask"):
         if not isinstance(settings[key], bool):
-            raise InputError(f"{source}: {key} must be true or false, not {settings[key]!r}.")
+            raise InputError(f"{source}: {key} must be true or false, not {shown(settings[key])}.")
     if settings["sampling_rate"] != SAMPLE_RATE:
         raise InputError(
-            f"{source}: the model reads audio at {settings['sampling_rate']} Hz; only 16000 Hz is supported."
+            f"{source}: the model reads audio at {shown(settings['sampling_rate'])} Hz; only 16000 Hz is supported."
         )
     return settings
 
@@ -167,7 +168,7 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
     kind = read_json_object(settings).get("tokenizer_class") if settings.is_file() else None
     if kind not in (None, "Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer"):
         raise InputError(
-            f"{directory} holds a {kind}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
+            f"{directory} holds {shown(kind)}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
         )
     # Here, not above: Transformers takes a second to import, and classification needs no tokenizer.
     from transformers import Wav2Vec2CTCTokenizer

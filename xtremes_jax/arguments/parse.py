@@ -11,12 +11,12 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from xtremes_jax.arguments.fields import DataArguments, ModelArguments, TrainingArguments
 from xtremes_jax.arguments.refused import OFF, REFUSED
 from xtremes_jax.errors import InputError
+from xtremes_jax.json_object import UnusableJson, read_object
 from xtremes_jax.tasks import nearest
 
 GROUPS = {"model": ModelArguments, "data": DataArguments, "training": TrainingArguments}
@@ -105,16 +105,9 @@ def read_arguments(argv: Sequence[str], program: str, *, scoring: bool = False) 
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is no object of flags: its values are nested too deeply.") from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} must hold one object of flags and values, such as {{"task": "mls"}}.')
-    return content
+        return read_object(path)
+    except UnusableJson as error:
+        raise InputError(f'{path} {error}. Give one object of flags and values, such as {{"task": "mls"}}.') from error
 
 
 def _read_line(argv: list[str], program: str, scoring: bool) -> dict[str, Any]:

@@ -285,10 +285,10 @@ def _check(config: ModelConfig) -> None:
             "must be lists of one length: one number for each convolution."
         )
     if config.feat_extract_norm not in ("group", "layer"):
-        raise InputError(f"feat_extract_norm is {config.feat_extract_norm!r}; only 'group' and 'layer' exist.")
+        raise InputError(f"feat_extract_norm is {shown(config.feat_extract_norm)}; only 'group' and 'layer' exist.")
     for name in ("hidden_act", "feat_extract_activation"):
         if getattr(config, name) not in ACTIVATIONS:
-            raise InputError(f"{name} is {getattr(config, name)!r}; known are {', '.join(ACTIVATIONS)}.")
+            raise InputError(f"{name} is {shown(getattr(config, name))}; known are {', '.join(ACTIVATIONS)}.")
     for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
         if config.hidden_size % getattr(config, name):
             raise InputError(f"{name} ({getattr(config, name)}) does not divide hidden_size ({config.hidden_size}).")
@@ -317,16 +317,16 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type != "wav2vec2":
         raise InputError(
-            f"config.json has model_type {model_type!r}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
+            f"config.json has model_type {shown(model_type)}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
         )
     if config.get("adapter_attn_dim") is not None:
         raise InputError(
-            f"config.json has adapter_attn_dim {config['adapter_attn_dim']}: per-language attention adapters (MMS) "
+            f"config.json has adapter_attn_dim {shown(config['adapter_attn_dim'])}: per-language attention adapters (MMS) "
             "are not implemented. Choose a checkpoint without them."
         )
     for name in ("position_embeddings_type", "quantization_config"):
         if config.get(name) is not None:
-            raise InputError(f"config.json sets {name} ({config[name]!r}), which is not implemented here.")
+            raise InputError(f"config.json sets {name} ({shown(config[name])}), which is not implemented here.")
 
 
 _BASE = ModelConfig()

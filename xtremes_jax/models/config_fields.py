@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from typing import Any
 
 from xtremes_jax.errors import InputError
@@ -17,6 +18,9 @@ MAY_BE_ZERO = (
 LARGEST_SIZE = 2**20
 """Far above any real model, and far below what overflows."""
 MOST_ITEMS = 64
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def check_field(field: dataclasses.Field, value: Any) -> None:
@@ -65,6 +69,6 @@ def _is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message, shortened."""
-    text = repr(value)
+    """A value in an error message, shortened; however deep it is, it is looked into no deeper than that takes."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -67,7 +67,7 @@ class DecoderConfig:
             check_field(field, getattr(self, field.name))
         if self.activation_function not in ACTIVATIONS:
             raise InputError(
-                f"activation_function is {self.activation_function!r}; known are {', '.join(ACTIVATIONS)}."
+                f"activation_function is {shown(self.activation_function)}; known are {', '.join(ACTIVATIONS)}."
             )
         if self.d_model % self.decoder_attention_heads:
             raise InputError(
