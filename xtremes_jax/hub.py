@@ -46,6 +46,7 @@ _CONFIG_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
 )
+_TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
@@ -163,9 +164,8 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
     directory = Path(directory)
     if not (directory / "vocab.json").is_file():
         return None
-    read_json_object(directory / "vocab.json")
-    settings = directory / "tokenizer_config.json"
-    kind = read_json_object(settings).get("tokenizer_class") if settings.is_file() else None
+    settings = {name: read_json_object(directory / name) for name in _TOKENIZER_FILES if (directory / name).exists()}
+    kind = settings.get("tokenizer_config.json", {}).get("tokenizer_class")
     if kind not in (None, "Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer"):
         raise InputError(
             f"{directory} holds {shown(kind)}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
@@ -174,9 +174,29 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
     from transformers import Wav2Vec2CTCTokenizer
 
     try:
-        return Wav2Vec2CTCTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # The vocabulary is named, or versions before 5.24 take the path that tokenizer_config.json may give, wherever
+        # that leads.
+        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(
+            str(directory), vocab_file=str(directory / "vocab.json"), local_files_only=True
+        )
+        _check_vocabulary(tokenizer)
+        tokenizer("a \ufffd")  # settings of a wrong type are found only when it is used
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"The tokenizer in {directory} cannot be loaded ({error}).") from error
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: "Wav2Vec2CTCTokenizer") -> None:
+    """ValueError unless the tokens are numbered from 0 on, and those are there that labels are made with."""
+    ids = list(tokenizer.get_vocab().values())
+    if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
+        raise ValueError("its tokens are not numbered from 0 on, each once")
+    for name in ("unk_token", "pad_token"):
+        if getattr(tokenizer, name) not in tokenizer.get_vocab():
+            raise ValueError(f"its {name} {shown(getattr(tokenizer, name))} is not in its vocabulary")
+    for name in ("word_delimiter_token", "replace_word_delimiter_char"):
+        if not isinstance(getattr(tokenizer, name), str):
+            raise ValueError(f"its {name} is {shown(getattr(tokenizer, name))}, which is no text")
 
 
 def export(

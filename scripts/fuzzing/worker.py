@@ -40,6 +40,7 @@ def work(pipe: Connection, root: str, seed: int) -> None:
     while (task := pipe.recv()) is not None:
         name, index = task
         reader, random = load(name), Random(f"{seed} {name} {index}")
+        os.chdir(place.root)
         place.clear()
         reader.make(random, place)
         pipe.send(index)
