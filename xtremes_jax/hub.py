@@ -81,8 +81,8 @@ def resolve_model(
     Raises:
         InputError: neither a model directory nor a model that can be had from the hub.
     """
-    local = Path(path_or_id).expanduser()
-    if local.is_dir():
+    local = Path(os.path.expanduser(path_or_id))
+    if os.path.isdir(local):  # which, unlike Path.is_dir, raises no error where a name is too long
         if weights and not (local / "config.json").is_file():
             raise InputError(f"{local} is not a model directory: it has no config.json.")
         return local
@@ -107,7 +107,7 @@ def resolve_model(
 
 def _checked_id(name: str, local: Path) -> str:
     """A name that is no directory here, if it can be one on the hub; InputError where it can only be a path."""
-    if local.exists():
+    if os.path.exists(local):
         raise InputError(f"{name} is a file. Give the directory that holds config.json and the weights.")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
         raise InputError(
@@ -180,7 +180,6 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
             str(directory), vocab_file=str(directory / "vocab.json"), local_files_only=True
         )
         _check_vocabulary(tokenizer)
-        tokenizer("a \ufffd")  # settings of a wrong type are found only when it is used
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"The tokenizer in {directory} cannot be loaded ({error}).") from error
     return tokenizer
@@ -197,6 +196,9 @@ def _check_vocabulary(tokenizer: "Wav2Vec2CTCTokenizer") -> None:
     for name in ("word_delimiter_token", "replace_word_delimiter_char"):
         if not isinstance(getattr(tokenizer, name), str):
             raise ValueError(f"its {name} is {shown(getattr(tokenizer, name))}, which is no text")
+    # Settings of a wrong type are found only when it is used; vocab.json may number its unknown token otherwise.
+    if any(number not in ids for number in tokenizer("\ufffd a").input_ids):
+        raise ValueError("it gives labels that are not in its vocabulary")
 
 
 def export(

@@ -1,6 +1,7 @@
 """What a run starts from: a checkpoint, its parts, or random weights in a shape; found, and read into parameters."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _encoder_or_joint(model: ModelArguments, token: str | None) -> StartingPoint
 def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
     """Contents of the config.json that a preset, a directory or a file stands for."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return hub.read_config(path)
     if path.suffix == ".json":
         return read_json_object(path)

@@ -33,21 +33,40 @@ _WORDS = (
 )  # fmt: skip
 
 
-def hostile_arguments(random: Random) -> tuple[list[str], Any]:
-    """A command line, and the content of the JSON file that it may start with (None for none)."""
-    names = [*SPELLINGS, *REFUSED, *(f"no_{name}" for name in FLAGS)]
+_PATHS = ("model_name_or_path", "config_name", "decoder_name_or_path", "decoder_config_name", "tokenizer_name_or_path",
+          "dataset_name", "data_dir", "output_dir", "cache_dir", "logging_dir", "resume_from_checkpoint",
+          "distractor_dataset_name", "compilation_cache_dir", "frontend_cache_dir")  # fmt: skip
+
+
+def _value(random: Random, name: str) -> str:
+    """A word for a flag, of its kind more often than not."""
+    flag = FLAGS.get(SPELLINGS.get(name, ""))
+    if flag is None or random.random() < 0.25:
+        return random.choice(_WORDS)
+    if flag.kind is bool:
+        return random.choice(("true", "false"))
+    if flag.kind in (int, float):
+        return random.choice(("-1", "0", "1", "2", "0.5", "100", "1e9", "2147483648", "1e-9", str(flag.default)))
+    return random.choice((*flag.metadata["choices"],) or _WORDS)
+
+
+def hostile_arguments(random: Random) -> tuple[list[str], dict[str, Any]]:
+    """A command line, and flags for the JSON file that it may start with."""
+    names = [*FLAGS] * 8 + [*SPELLINGS, *REFUSED, *(f"no_{name}" for name in FLAGS)]
     argv: list[str] = []
-    for _ in range(random.choice((0, 1, 1, 2, 5))):
-        name = random.choice(names) if random.random() < 0.95 else random.choice(("x", "", "learning-rate", "help=1"))
-        words = [random.choice(_WORDS) for _ in range(random.choice((0, 1, 1, 1, 2)))]
-        joined = len(words) == 1 and random.random() < 0.3
+    for _ in range(random.choice((0, 1, 1, 2, 4))):
+        name = random.choice((_PATHS, names)[random.random() < 0.5])
+        if random.random() < 0.03:
+            name = random.choice(("x", "", "learning-rate", "help=1"))
+        words = [_value(random, name) for _ in range(random.choice((1, 1, 1, 1, 1, 1, 1, 0, 2)))]
+        joined = len(words) == 1 and random.random() < 0.5
         argv += [f"--{name}={words[0]}"] if joined else [f"--{name}", *words]
-    if random.random() < 0.1:
+    if random.random() < 0.05:
         argv.insert(random.randrange(len(argv) + 1), random.choice(_WORDS))
     content = copy.deepcopy(_BASE)
-    for _ in range(random.choice((0, 1, 3))):
+    if random.random() < 0.3:
         name = random.choice(names)
-        content[name] = random.choice((hostile_value(random), random.choice(_WORDS), 1, 0.5, True, None, ["x"]))
+        content[name] = random.choice((hostile_value(random), _value(random, name), 1, 0.5, True, None, ["x"]))
     return argv, content
 
 
@@ -60,13 +79,16 @@ def _make_arguments(random: Random, place: Place) -> None:
         argv.insert(0, "conf.json")
     else:
         flags = [f"--{name}" + (f"={value}" if not isinstance(value, list) else "") for name, value in _BASE.items()]
+        if any(word.startswith("--model_name_or_path") for word in argv):
+            flags.remove("--config_name=tiny")
         argv = [*random.sample(flags, random.choice((len(flags), len(flags) - 1))), *argv]
     if random.random() < 0.1:
         argv[:0] = [random.choice(("absent.json", "pipe.json", "loop.json", "folder.json", "zero.json", "\0.json"))]
     (folder / "argv.txt").write_text(json.dumps(argv), encoding="ascii")
     for name in ("folder.json", "folder.csv", "data"):
         (folder / name).mkdir()
-    (folder / "file.csv").write_text("path,transcription\n", encoding="utf-8")
+    for name in ("file.csv", "data/train.csv", "data/validation.csv"):
+        (folder / name).write_text("path,transcription\na.wav,a\n", encoding="utf-8")
     (folder / "file.json").write_text("{}", encoding="utf-8")
     for name in ("pipe.json", "pipe.csv"):
         os.mkfifo(folder / name)

@@ -120,7 +120,7 @@ def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
     wanted = training.resume_from_checkpoint
     if not (training.do_train and training.overwrite_output_dir and wanted is not None):
         return
-    output, source = Path(training.output_dir).resolve(), Path(wanted).resolve()
+    output, source = Path(os.path.realpath(training.output_dir)), Path(os.path.realpath(wanted))
     if wanted in ("True", "true") or output == source or output in source.parents:
         raise InputError(
             f"{given.source('overwrite_output_dir')} would delete the checkpoint that "
@@ -214,7 +214,7 @@ def _check_distractors(data: DataArguments, training: TrainingArguments, given: 
             f"{given.source('distractor_dataset_name')} {name} has many configs. Choose one in the language of the "
             "keys with --distractor_dataset_config_name, such as mls.en."
         )
-    same_data = name == data.dataset_name or Path(name).resolve() == Path(data.dataset_name).resolve()
+    same_data = name == data.dataset_name or os.path.realpath(name) == os.path.realpath(data.dataset_name)
     scored = [data.eval_split_name] if training.do_eval else []
     scored += [data.predict_split_name] if training.do_predict else []
     # Configs that differ in the language alone hold the keys all the same.

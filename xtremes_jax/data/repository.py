@@ -5,6 +5,7 @@ torch nor torchcodec is touched: `datasets` 5 asks for them to decode audio and 
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def open_repository(name: str, *, cache_dir: str | None = None, data_dir: str | 
     Raises:
         InputError: No such directory or hub repository, no network, a loading script, or no data files.
     """
-    local = Path(name).is_dir()
+    local = os.path.isdir(name)
     if not local and not _HUB_ID.fullmatch(name):
         raise InputError(
             f"--dataset_name {name}: no such file or directory. Give a directory, a manifest (.csv, .tsv, .jsonl), "
