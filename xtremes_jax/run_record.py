@@ -13,7 +13,7 @@ from xtremes_jax.arguments import DataArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.benchmark import TaskRun
 from xtremes_jax.evaluation.report import write_json
-from xtremes_jax.json_object import UnusableJson, read_object
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.run_directory import RECORD
 from xtremes_jax.tasks import TASKS
 
@@ -165,7 +165,7 @@ def _without_record(directory: Path) -> str:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         return read_object(path, largest=_LARGEST_BYTES)
-    except UnusableJson as error:
+    except UnusableFile as error:
         raise _damaged(path, f"it {error}") from error
 
 

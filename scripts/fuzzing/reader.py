@@ -49,6 +49,8 @@ class Reader(NamedTuple):
     """Reads it: InputError where it is refused, `Insane` where something impossible was accepted."""
     names_file: bool = True
     """Whether a refusal has to name a file; else it names a flag or a field."""
+    also_named: tuple[str, ...] = ()
+    """What a refusal may name in place of a file."""
 
 
 def require(holds: bool, what: object) -> None:

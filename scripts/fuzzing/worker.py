@@ -94,7 +94,7 @@ def _read(reader: Reader, random: Random, place: Place) -> tuple[str, str]:
     except InputError as error:
         if _ran_out_of_memory(error):
             return "memory", _trace(error)
-        if reader.names_file and not _names(place, str(error)):
+        if reader.names_file and not _names(place, str(error), reader.also_named):
             return "unnamed file", _trace(error)
         return "refused", str(error)
     except BaseException as error:  # whatever it is, it is what this looks for: panics of Rust are no Exceptions
@@ -111,8 +111,8 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _names(place: Place, message: str) -> bool:
-    names = [path.name for path in place.folder.rglob("*")]
+def _names(place: Place, message: str, others: tuple[str, ...]) -> bool:
+    names = [*others, *(path.name for path in place.folder.rglob("*"))]
     return str(place.folder) in message or any(name in message for name in names)
 
 

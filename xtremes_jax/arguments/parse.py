@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from xtremes_jax.arguments.fields import DataArguments, ModelArguments, TrainingArguments
 from xtremes_jax.arguments.refused import OFF, REFUSED
 from xtremes_jax.errors import InputError
-from xtremes_jax.json_object import UnusableJson, read_object
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.tasks import nearest
 
 GROUPS = {"model": ModelArguments, "data": DataArguments, "training": TrainingArguments}
@@ -125,7 +125,7 @@ def _read(argv: list[str], program: str, scoring: bool) -> Given:
 def _read_json(path: str) -> dict[str, Any]:
     try:
         return read_object(path)
-    except UnusableJson as error:
+    except UnusableFile as error:
         raise InputError(f'{path} {error}. Give one object of flags and values, such as {{"task": "mls"}}.') from error
 
 

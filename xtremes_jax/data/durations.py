@@ -21,7 +21,7 @@ from tqdm import tqdm
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.errors import InputError
-from xtremes_jax.json_object import read_object
+from xtremes_jax.small_files import read_object
 from xtremes_jax.processors import available_cpus
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.json_object import UnusableJson, read_object
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.torch_file import read_torch_file
 
@@ -84,10 +84,10 @@ def read_tensors(directory: Path) -> Tensors:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold one object; InputError otherwise (see `json_object.read_object`)."""
+    """A JSON file that must hold one object; InputError otherwise (see `small_files.read_object`)."""
     try:
         return read_object(path)
-    except UnusableJson as error:
+    except UnusableFile as error:
         raise InputError(f"{path} {error}. Download or export it again.") from error
 
 
