@@ -429,7 +429,7 @@ def _unpack(archive: Path, cache: Path) -> Path:
         try:
             with gzip.open(archive) as stream, tarfile.open(fileobj=_Headers(stream), mode="r:") as members:
                 members.extractall(folder, filter=_Limited(archive, stat.st_size))
-        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, zlib.error) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
