@@ -25,7 +25,14 @@ from xtremes_jax.models import (
     split_params,
     unflatten_params,
 )
-from xtremes_jax.starting import StartingPoint, configure, configure_translator, generation_config, initial_params, starting_point
+from xtremes_jax.starting import (
+    StartingPoint,
+    configure,
+    configure_translator,
+    generation_config,
+    initial_params,
+    starting_point,
+)
 
 
 class Model:

@@ -11,7 +11,7 @@ LARGEST_BYTES = 8 << 20
 
 
 class UnusableFile(ValueError):
-    """What is wrong with a file or a line, in words that go after its name: "cannot be read: No such file or directory"."""
+    """What is wrong with a file or a line, in words that go after its name, as in "is larger than 8 MiB"."""
 
 
 def read_object(path: str | Path, *, largest: int = LARGEST_BYTES) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def _member(random: Random, name: str, data: bytes) -> tuple[tarfile.TarInfo, by
     info.size = len(data)
     kind = random.randrange(20)
     if kind == 0:
-        info.name = random.choice(("../outside/new.wav", "/tmp/outside.wav", "validation/../../../x", "~/x", "a\\..\\x"))
+        info.name = random.choice(
+            ("../outside/new.wav", "/tmp/outside.wav", "validation/../../../x", "~/x", "a\\..\\x")
+        )
     elif kind in (1, 2):
         info.type, info.size = random.choice((tarfile.SYMTYPE, tarfile.LNKTYPE)), 0
         info.linkname = random.choice(("../../../outside/secret.txt", "/etc/passwd", info.name, "0.wav", "a" * 5000))
@@ -82,7 +84,9 @@ def hostile_archive(random: Random, root: Path) -> None:
         return
     stream = io.BytesIO()
     form = random.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
-    with tarfile.open(fileobj=stream, mode=random.choice(("w:gz", "w:gz", "w:gz", "w", "w:bz2", "w:xz")), format=form) as tar:
+    with tarfile.open(
+        fileobj=stream, mode=random.choice(("w:gz", "w:gz", "w:gz", "w", "w:bz2", "w:xz")), format=form
+    ) as tar:
         for number in range(random.choice((1, 2, 4))):
             info, content = _member(random, f"dev/{number}.wav", _clip("WAV", "PCM_16", 16_000, 1))
             with contextlib.suppress(ValueError, OSError):  # a name that this format has no room for

@@ -26,10 +26,10 @@ _BASE = {"task": "fleurs-asr", "dataset_name": "data", "config_name": "tiny", "o
          "max_steps": 10, "learning_rate": 1e-4, "per_device_train_batch_size": 4, "eval_strategy": "steps",
          "eval_steps": 5, "seed": 3, "chars_to_ignore": [",", "."], "max_duration_in_seconds": 20.0}  # fmt: skip
 _WORDS = (
-    "", " ", "-1", "0", "1", "0.5", "1e400", "nan", "inf", "-inf", "9" * 5000, "9" * 25, "0x10", "1_000", "１２", "true",
-    "no", "None", "\0", "a\0b", "\udcff", "~", "~nobody-of-this-name", "/", ".", "..", OUTSIDE, "a" * 5000, "/dev/null",
-    "/proc/self/mem", "pipe.csv", "loop", "loop/x", "[", "(?P<", "{}", "--", "-", "--x", "%s", "é", "mls", "steps", "a/b/c",
-    "C:\\x", "data", "file.json", "folder.csv", "file.csv", "file:///dev/zero", "s3://", "://", "demo\0",
+    "", " ", "-1", "0", "1", "0.5", "1e400", "nan", "inf", "-inf", "9" * 5000, "9" * 25, "0x10", "1_000", "１２",
+    "true", "no", "None", "\0", "a\0b", "\udcff", "~", "~nobody-of-this-name", "/", ".", "..", OUTSIDE, "a" * 5000,
+    "/dev/null", "/proc/self/mem", "pipe.csv", "loop", "loop/x", "[", "(?P<", "{}", "--", "-", "--x", "%s", "é", "mls", "steps",
+    "a/b/c", "C:\\x", "data", "file.json", "folder.csv", "file.csv", "file:///dev/zero", "s3://", "://", "demo\0",
 )  # fmt: skip
 
 
@@ -126,7 +126,8 @@ def _record() -> dict[str, Any]:
     scores = {"split": "test", "limited_to": None, "unscored": 0, "metrics": dict(values),
               "per_language": {"nl": dict(values), "de": dict(values)}}  # fmt: skip
     return {"format": FORMAT, "task": "mls", "dataset": "google/xtreme_s", "config": "mls.all", "language": "all",
-            "language_group": None, "target_column": "transcription", "chars_to_ignore": list(DataArguments.chars_to_ignore),
+            "language_group": None, "target_column": "transcription",
+            "chars_to_ignore": list(DataArguments.chars_to_ignore),
             "key_language": None, "distractors": None, "model": "m", "trained": True, "synthetic": False,
             "primary_metrics": ["wer", "cer"], "versions": {}, "scores": {"predict": scores}}  # fmt: skip
 

@@ -129,8 +129,9 @@ def check_config(random: Random, folder: Path) -> None:
 
 
 _VOCABULARY = {"a": 0, "b": 1, "é": 2, "|": 3, "[UNK]": 4, "[PAD]": 5, "<s>": 6, "</s>": 7}
-_CHARACTERS = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "<s>",
-               "eos_token": "</s>", "word_delimiter_token": "|", "do_lower_case": False, "model_max_length": 10**30,
+_CHARACTERS = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "unk_token": "[UNK]", "pad_token": "[PAD]",
+               "bos_token": "<s>", "eos_token": "</s>", "word_delimiter_token": "|", "do_lower_case": False,
+               "model_max_length": 10**30,
                "replace_word_delimiter_char": " ", "target_lang": None,
                "added_tokens_decoder": {"4": {"content": "[UNK]", "special": True, "lstrip": True, "rstrip": True,
                                               "normalized": False, "single_word": False}}}  # fmt: skip
@@ -159,7 +160,8 @@ def hostile_tokenizer(random: Random, folder: Path) -> None:
     settings: dict[str, Any] = dict(_CHARACTERS)
     if random.random() < 0.2:
         settings |= random.choice((
-            {"vocab_file": str(folder.parent / "outside" / "secret.txt")}, {"init_inputs": [str(folder / "vocab.json")]},
+            {"vocab_file": str(folder.parent / "outside" / "secret.txt")},
+            {"init_inputs": [str(folder / "vocab.json")]},
             {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}, {"tokenizer_file": OUTSIDE}, {"vocab_file": 3},
             {"added_tokens_decoder": {"9999999": "x"}}, {"extra_special_tokens": {"a": "b"}}, {"name_or_path": OUTSIDE},
         ))  # fmt: skip
@@ -174,9 +176,13 @@ def hostile_tokenizer(random: Random, folder: Path) -> None:
     _write(random, folder / "vocab.json", vocabulary, 0.3)
     _write(random, folder / "tokenizer_config.json", settings, 0.5)
     if random.random() < 0.3:
-        _write(random, folder / "special_tokens_map.json", {"unk_token": "[UNK]", "pad_token": {"content": "[PAD]"}}, 0.7)
+        _write(
+            random, folder / "special_tokens_map.json", {"unk_token": "[UNK]", "pad_token": {"content": "[PAD]"}}, 0.7
+        )
     if random.random() < 0.3:
-        (folder / "added_tokens.json").write_text(to_json({"<x>": random.choice((8, hostile_value(random)))}), "utf-8", "replace")
+        (folder / "added_tokens.json").write_text(
+            to_json({"<x>": random.choice((8, hostile_value(random)))}), "utf-8", "replace"
+        )
 
 
 def _make_tokenizer(random: Random, place: Place) -> None:

@@ -52,7 +52,9 @@ def _splice(random: Random, data: bytearray) -> None:
 
 def _insert(random: Random, data: bytearray) -> None:
     place = random.randrange(len(data) + 1)
-    data[place:place] = random.choice((b"\0", b"\xff" * 8, b"\0" * 4096, b"\xc3\x28", b'"', b"\n", random.randbytes(32)))
+    data[place:place] = random.choice(
+        (b"\0", b"\xff" * 8, b"\0" * 4096, b"\xc3\x28", b'"', b"\n", random.randbytes(32))
+    )
 
 
 def _claim(random: Random, data: bytearray) -> None:

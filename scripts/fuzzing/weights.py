@@ -122,15 +122,21 @@ def _large_bomb() -> bytes:
 def _lying_safetensors(random: Random) -> bytes:
     """A header that claims any dtype, shape and place."""
     size = 10**12
-    shape = random.choice(([4], [2**40, 2**40], [size], [-1], [0], [], [1] * 1000, ["4"], [2**63, 2], None, [4, 0, 2**62]))
-    ends = random.choice(([0, 16], [0, size], [size, size + 16], [16, 0], [-16, 0], [0, 2**64], [0.5, 16], ["0", "16"], [0]))
+    shape = random.choice(
+        ([4], [2**40, 2**40], [size], [-1], [0], [], [1] * 1000, ["4"], [2**63, 2], None, [4, 0, 2**62])
+    )
+    ends = random.choice(
+        ([0, 16], [0, size], [size, size + 16], [16, 0], [-16, 0], [0, 2**64], [0.5, 16], ["0", "16"], [0])
+    )
     entry = {"dtype": random.choice(("F32", "F32", "BF16", "F8_E4M3", "Q4", "", 3, "I64", "BOOL")), "shape": shape,
              "data_offsets": ends}  # fmt: skip
     header: dict[str, object] = {random.choice(("a", "", "a" * 100_000, "../x", "\0")): entry}
     if random.random() < 0.3:
         header["b"] = dict(entry)
     if random.random() < 0.3:
-        header["__metadata__"] = random.choice(({"format": "pt"}, {"format": "flax"}, {"format": 3}, 3, {"a": "b"}, None))
+        header["__metadata__"] = random.choice(
+            ({"format": "pt"}, {"format": "flax"}, {"format": 3}, 3, {"a": "b"}, None)
+        )
     if random.random() < 0.2:
         header["c"] = hostile_value(random)
     text = to_json(header).encode("utf-8", "surrogatepass")
@@ -145,7 +151,8 @@ def _sharded(random: Random, folder: Path) -> None:
     (folder / f"shard{suffix}").write_bytes(content if random.random() < 0.7 else change_bytes(random, content))
     (folder.parent / "outside" / f"model{suffix}").write_bytes(content)
     elsewhere = (f"../outside/model{suffix}", str(folder.parent / "outside" / f"model{suffix}"), OUTSIDE, "..", ".", "",
-                 f"shard{suffix}\0", "c:shard", "a\\b", f"other{suffix}", "folder", "pipe", "loop", "a" * 400)  # fmt: skip
+                 f"shard{suffix}\0", "c:shard", "a\\b", f"other{suffix}", "folder", "pipe", "loop",
+                 "a" * 400)  # fmt: skip
     name = random.choice((f"shard{suffix}",) * 4 + elsewhere)
     weight_map: dict[str, object] = {"a.weight": name, "b": random.choice((name, f"shard{suffix}"))}
     value = {"metadata": {"total_size": random.choice((96, -1, 10**15))}, "weight_map": weight_map}
@@ -167,7 +174,9 @@ def _unusual(random: Random, folder: Path) -> None:
     elif kind == 2:
         os.symlink(random.choice((name, "/dev/zero", "/nowhere", ".", "../outside/secret.txt", "/proc/self/mem")), path)
     else:
-        head = random.choice((_safetensors(), _by_torch("zip"), _by_torch("legacy"), b"", b"{", b"PK\x03\x04", b"\x80\x02"))
+        head = random.choice(
+            (_safetensors(), _by_torch("zip"), _by_torch("legacy"), b"", b"{", b"PK\x03\x04", b"\x80\x02")
+        )
         path.write_bytes(head)
         os.truncate(path, random.choice((2**33, 2**40, 10)))
 

@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     detail: str
     """The refusal's message, or the failure's traceback."""
     seconds: float
+    """Of processor time: how long it takes where nothing else runs."""
     peak_bytes: int
     """The most resident memory while it was read, beyond what there was before."""
 
@@ -72,12 +73,12 @@ def judge(reader: Reader, random: Random, place: Place) -> Outcome:
     # Of memory of one's own, to which a file that is mapped to be read does not count.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + MAX_BYTES, hard))
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         verdict, detail = _read(reader, random, place)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     peak = max(0, _status("VmHWM") - resident)
     if place.written() != before:
         verdict, detail = "wrote files", str(sorted(place.written() ^ before))

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from xtremes_jax.data import audio
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.errors import InputError
-from xtremes_jax.small_files import read_object
 from xtremes_jax.processors import available_cpus
+from xtremes_jax.small_files import read_object
 
 if TYPE_CHECKING:
     from xtremes_jax.data.sources import RawSplit
@@ -210,7 +210,7 @@ def _load(cache: Path, count: int) -> Durations | None:
 
 
 def _from_json(stored: dict[str, Any], count: int) -> Durations:
-    """The inverse of `_to_json` for `count` rows; ValueError, LookupError, TypeError or OverflowError where it is none."""
+    """The inverse of `_to_json` for `count` rows; one of the errors that `_load` catches where it is none."""
     num_samples = np.array(stored["num_samples"], np.int64)
     if num_samples.shape != (count,) or (num_samples < 0).any():
         raise ValueError("it is of other rows")

@@ -353,12 +353,13 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type != "wav2vec2":
         raise InputError(
-            f"config.json has model_type {shown(model_type)}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
+            f"config.json has model_type {shown(model_type)}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be "
+            "loaded."
         )
     if config.get("adapter_attn_dim") is not None:
         raise InputError(
-            f"config.json has adapter_attn_dim {shown(config['adapter_attn_dim'])}: per-language attention adapters (MMS) "
-            "are not implemented. Choose a checkpoint without them."
+            f"config.json has adapter_attn_dim {shown(config['adapter_attn_dim'])}: per-language attention "
+            "adapters (MMS) are not implemented. Choose a checkpoint without them."
         )
     for name in ("position_embeddings_type", "quantization_config"):
         if config.get(name) is not None:

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.torch_file import read_torch_file
+from xtremes_jax.small_files import UnusableFile, read_object
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
