@@ -89,21 +89,23 @@ class Worker:
         if isinstance(message, Outcome):
             return message
         self.reading, self.deadline = True, time.monotonic() + MAX_SECONDS
-        self._began, self._had = time.monotonic(), self._processor_seconds()
+        self._began, self._idle = time.monotonic(), 0
+        self._used = self._had = self._state()[1]
         return None
 
     def _hangs(self) -> bool:
-        """Whether time is up; a process that others keep from its processor is given up to three times as long."""
-        passed = time.monotonic() - self._began if self.reading else 0.0
-        used = self._processor_seconds() - self._had if self.reading else 0.0
-        if not passed / 5 < used < MAX_SECONDS or passed > 3 * MAX_SECONDS:
+        """Whether time is up: of its processor, or it waits for something; that others keep it from running is no fault."""
+        if not self.reading:
             return True
-        self.deadline = time.monotonic() + MAX_SECONDS - used
-        return False
+        runnable, used = self._state()
+        self._idle = 0 if runnable or used > self._used else self._idle + 1
+        self._used, self.deadline = used, time.monotonic() + 0.2
+        return used - self._had > MAX_SECONDS or self._idle > 5 or time.monotonic() - self._began > 20 * MAX_SECONDS
 
-    def _processor_seconds(self) -> float:
+    def _state(self) -> tuple[bool, float]:
+        """Whether the process runs or could, and the processor time that it has had, in seconds."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return fields[0] in "RD", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _killed(self, verdict: str) -> Outcome:
         if verdict == "hang":

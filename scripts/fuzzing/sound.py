@@ -117,7 +117,7 @@ def _lying_mp3(random: Random) -> bytes:
 
 def _bomb(random: Random) -> bytes:
     """A small file that holds an hour, or very many samples a second."""
-    return _silence(*random.choice(((3600, 16_000, 1), (3601, 16_000, 1), (60, 192_000, 8), (11, 655_350, 8))))
+    return _silence(*random.choice(((3600, 16_000, 1), (3601, 16_000, 1), (65, 192_000, 8), (19, 655_350, 8))))
 
 
 _MAKERS: tuple[tuple[float, Callable[[Random], bytes]], ...] = (

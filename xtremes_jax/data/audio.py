@@ -33,9 +33,9 @@ MAX_SECONDS = 3600.0
 """Longer clips are refused before any memory is spent on them: no utterance is an hour long, but a broken header can
 say so. A segment is measured by itself, so the recording around it may be longer."""
 
-MAX_VALUES = 60_000_000
-"""Most samples of a clip at its own rate, of all channels together: an hour at 16 kHz is 57.6 million, ten minutes of
-stereo at 48 kHz too. A few kilobytes of FLAC can hold any amount of silence, which takes seconds to decode."""
+MAX_VALUES = 100_000_000
+"""Most samples of a clip at its own rate, of all channels together: half an hour of mono at 48 kHz is 86 million. A few
+kilobytes of FLAC can hold any amount of silence, which takes seconds to decode."""
 
 _RATES = (2_000, 768_000)
 _INTEGER_SUBTYPES = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16"}
