@@ -94,7 +94,7 @@ class Worker:
         return None
 
     def _hangs(self) -> bool:
-        """Whether time is up: of its processor, or it waits for something; that others keep it from running is no fault."""
+        """Whether time is up: of its processor, or it waits for something. To wait for its turn is no fault."""
         if not self.reading:
             return True
         runnable, used = self._state()

@@ -29,7 +29,8 @@ _WORDS = (
     "", " ", "-1", "0", "1", "0.5", "1e400", "nan", "inf", "-inf", "9" * 5000, "9" * 25, "0x10", "1_000", "１２",
     "true", "no", "None", "\0", "a\0b", "\udcff", "~", "~nobody-of-this-name", "/", ".", "..", OUTSIDE, "a" * 5000,
     "/dev/null", "/proc/self/mem", "pipe.csv", "loop", "loop/x", "[", "(?P<", "{}", "--", "-", "--x", "%s", "é", "mls",
-    "steps", "a/b/c", "C:\\x", "data", "file.json", "folder.csv", "file.csv", "file:///dev/zero", "s3://", "://", "demo\0",
+    "steps", "a/b/c", "C:\\x", "data", "file.json", "folder.csv", "file.csv", "file:///dev/zero", "s3://",
+    "://", "demo\0",
 )  # fmt: skip
 
 

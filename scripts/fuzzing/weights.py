@@ -204,8 +204,13 @@ def _make(random: Random, place: Place) -> None:
 
 
 def _read(random: Random, place: Place) -> None:
-    there = sum(path.stat().st_size for path in place.folder.iterdir() if path.is_file())
-    for name, tensor in read_tensors(place.folder).items():
+    check_weights(place.folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Reads every tensor of a checkpoint; none is larger than the files."""
+    there = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    for name, tensor in read_tensors(folder).items():
         require(isinstance(name, str) and isinstance(tensor, np.ndarray), (name, type(tensor)))
         require(tensor.nbytes <= there, (name, tensor.shape, tensor.dtype))
         require(tensor.size == 0 or tensor.ravel()[-1] is not None, name)

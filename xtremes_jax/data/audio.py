@@ -295,9 +295,20 @@ def _require_file(path: str | Path) -> None:
         raise InputError("it is a pipe or a device, not a file")
 
 
+class _Stream(io.BytesIO):
+    """Bytes as a file that, asked by a damaged header to go before its start, stays where it is. What Python raises
+    there, libsndfile does not see, and a traceback is printed."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def _for_libsndfile(source: Source, head: bytes) -> BinaryIO | str:
     if isinstance(source, bytes):
-        return io.BytesIO(with_length_header(source) if may_be_mp3(head) else source)
+        return _Stream(with_length_header(source) if may_be_mp3(head) else source)
     if may_be_mp3(head):
         with open(source, "rb") as stream:
             lacking = lacks_length(stream)
@@ -307,7 +318,7 @@ def _for_libsndfile(source: Source, head: bytes) -> BinaryIO | str:
                     f"it is an MP3 file of {size:,} bytes that does not say how long it is, and too large to be "
                     "measured. Convert it, or give it a Xing or Info tag"
                 )
-            return io.BytesIO(with_length_header(Path(source).read_bytes()))
+            return _Stream(with_length_header(Path(source).read_bytes()))
     return str(source)
 
 
@@ -338,6 +349,8 @@ def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]
         stop = min(stop, total)  # time stamps are rounded: up to a second past the end is forgiven
     if stop <= start:
         raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is shorter than one sample")
+    if not num_samples_16k(stop - start, rate):
+        raise InputError(f"it is shorter than one sample at {SAMPLE_RATE:,} Hz")
     if stop - start > MAX_SECONDS * rate:
         raise InputError(f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip")
     if (stop - start) * file.channels > MAX_VALUES:
