@@ -28,8 +28,8 @@ def test_a_run_leaves_no_trace_of_its_tokens(tmp_path, monkeypatch, caplog, capf
     monkeypatch.setenv("HF_DEBUG", "1")
     corpus, output = write_corpus(tmp_path / "corpus"), tmp_path / "run"
     options = dict(max_steps=2, save_steps=1, eval_strategy="steps", eval_steps=1, do_predict=True,
-                   log_level="debug",
-                   report_to="tensorboard", push_to_hub=True, hub_model_id=f"{OWNER}/model", hub_token=TOKEN)  # fmt: skip
+                   log_level="debug", report_to="tensorboard",
+                   push_to_hub=True, hub_model_id=f"{OWNER}/model", hub_token=TOKEN)  # fmt: skip
     with running_hub(monkeypatch) as server, caplog.at_level(logging.DEBUG):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
         if refused:
