@@ -33,8 +33,10 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     os.symlink("/dev/zero", tmp_path / "zeros")
     os.symlink("loop", tmp_path / "loop")
     for name, message in [
-        ("pipe", "is a pipe or a device"), ("zeros", "is a pipe or a device"), ("absent", "cannot be read: No such file"),
-        ("loop", "cannot be read: Too many levels"), (".", "cannot be read: Is a directory"), ("a\0b", "cannot be read"),
+        ("pipe", "is a pipe or a device"), ("zeros", "is a pipe or a device"),
+        ("absent", "cannot be read: No such file"),
+        ("loop", "cannot be read: Too many levels"), (".", "cannot be read: Is a directory"),
+        ("a\0b", "cannot be read"),
         ("a" * 300, "cannot be read: File name too long"),
     ]:  # fmt: skip
         with pytest.raises(UnusableFile, match=message):
