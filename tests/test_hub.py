@@ -158,7 +158,7 @@ def test_preprocessor_from_either_file(tmp_path):
     [
         ({"sampling_rate": 8000}, "8000 Hz; only 16000 Hz"),
         ({"do_normalize": "yes"}, "do_normalize must be true or false, not 'yes'"),
-        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor"}, "asks for a SeamlessM4TFeatureExtractor"),
+        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor"}, "asks for 'SeamlessM4TFeatureExtractor'"),
     ],
 )
 def test_preprocessors_that_cannot_be_honoured(tmp_path, settings, message):
@@ -174,7 +174,7 @@ def test_tokenizers_that_cannot_be_used(tmp_path):
         hub.load_tokenizer(tmp_path)
     write_json(tmp_path / "vocab.json", VOCABULARY)
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
-    with pytest.raises(InputError, match="holds a GPT2Tokenizer"):
+    with pytest.raises(InputError, match="holds 'GPT2Tokenizer'"):
         hub.load_tokenizer(tmp_path)
 
 

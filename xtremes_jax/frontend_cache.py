@@ -14,6 +14,7 @@ the kind of device it is computed on, and the clips. Another model or other data
 import hashlib
 import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -243,7 +244,7 @@ def _folder(arguments: Arguments) -> Path:
     """Where stores lie: `--frontend_cache_dir`, or beside the other prepared data."""
     model = arguments.model
     if model.frontend_cache_dir is not None:
-        return Path(model.frontend_cache_dir).expanduser()
+        return Path(os.path.expanduser(model.frontend_cache_dir))
     return (Path(model.cache_dir) / "xtremes_jax" if model.cache_dir else default_cache_dir()) / "frames"
 
 

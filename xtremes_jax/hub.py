@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import is_retrieval
+from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _CONFIG_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
 )
+_TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
@@ -79,8 +81,8 @@ def resolve_model(
     Raises:
         InputError: neither a model directory nor a model that can be had from the hub.
     """
-    local = Path(path_or_id).expanduser()
-    if local.is_dir():
+    local = Path(os.path.expanduser(path_or_id))
+    if os.path.isdir(local):  # which, unlike Path.is_dir, raises no error where a name is too long
         if weights and not (local / "config.json").is_file():
             raise InputError(f"{local} is not a model directory: it has no config.json.")
         return local
@@ -105,7 +107,7 @@ def resolve_model(
 
 def _checked_id(name: str, local: Path) -> str:
     """A name that is no directory here, if it can be one on the hub; InputError where it can only be a path."""
-    if local.exists():
+    if os.path.exists(local):
         raise InputError(f"{name} is a file. Give the directory that holds config.json and the weights.")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name:
         raise InputError(
@@ -139,16 +141,16 @@ def read_preprocessor(directory: Path) -> dict[str, Any]:
     kind = found.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
     if kind != "Wav2Vec2FeatureExtractor":
         raise InputError(
-            f"{source} asks for a {kind}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
+            f"{source} asks for {shown(kind)}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
         )
     settings = {"do_normalize": True, "return_attention_mask": False, "sampling_rate": SAMPLE_RATE}
     settings.update({key: found[key] for key in settings if key in found})
     for key in ("do_normalize", "return_attention_mask"):
         if not isinstance(settings[key], bool):
-            raise InputError(f"{source}: {key} must be true or false, not {settings[key]!r}.")
+            raise InputError(f"{source}: {key} must be true or false, not {shown(settings[key])}.")
     if settings["sampling_rate"] != SAMPLE_RATE:
         raise InputError(
-            f"{source}: the model reads audio at {settings['sampling_rate']} Hz; only 16000 Hz is supported."
+            f"{source}: the model reads audio at {shown(settings['sampling_rate'])} Hz; only 16000 Hz is supported."
         )
     return settings
 
@@ -162,20 +164,41 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
     directory = Path(directory)
     if not (directory / "vocab.json").is_file():
         return None
-    read_json_object(directory / "vocab.json")
-    settings = directory / "tokenizer_config.json"
-    kind = read_json_object(settings).get("tokenizer_class") if settings.is_file() else None
+    settings = {name: read_json_object(directory / name) for name in _TOKENIZER_FILES if (directory / name).exists()}
+    kind = settings.get("tokenizer_config.json", {}).get("tokenizer_class")
     if kind not in (None, "Wav2Vec2CTCTokenizer", "Wav2Vec2Tokenizer"):
         raise InputError(
-            f"{directory} holds a {kind}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
+            f"{directory} holds {shown(kind)}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
         )
     # Here, not above: Transformers takes a second to import, and classification needs no tokenizer.
     from transformers import Wav2Vec2CTCTokenizer
 
     try:
-        return Wav2Vec2CTCTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # The vocabulary is named, or versions before 5.24 take the path that tokenizer_config.json may give, wherever
+        # that leads.
+        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(
+            str(directory), vocab_file=str(directory / "vocab.json"), local_files_only=True
+        )
+        _check_vocabulary(tokenizer)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"The tokenizer in {directory} cannot be loaded ({error}).") from error
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: "Wav2Vec2CTCTokenizer") -> None:
+    """ValueError unless the tokens are numbered from 0 on, and those are there that labels are made with."""
+    ids = list(tokenizer.get_vocab().values())
+    if not all(type(number) is int for number in ids) or sorted(ids) != list(range(len(ids))):
+        raise ValueError("its tokens are not numbered from 0 on, each once")
+    for name in ("unk_token", "pad_token"):
+        if getattr(tokenizer, name) not in tokenizer.get_vocab():
+            raise ValueError(f"its {name} {shown(getattr(tokenizer, name))} is not in its vocabulary")
+    for name in ("word_delimiter_token", "replace_word_delimiter_char"):
+        if not isinstance(getattr(tokenizer, name), str):
+            raise ValueError(f"its {name} is {shown(getattr(tokenizer, name))}, which is no text")
+    # Settings of a wrong type are found only when it is used; vocab.json may number its unknown token otherwise.
+    if any(number not in ids for number in tokenizer("\ufffd a").input_ids):
+        raise ValueError("it gives labels that are not in its vocabulary")
 
 
 def export(

@@ -25,7 +25,14 @@ from xtremes_jax.models import (
     split_params,
     unflatten_params,
 )
-from xtremes_jax.starting import StartingPoint, configure_translator, generation_config, initial_params, starting_point
+from xtremes_jax.starting import (
+    StartingPoint,
+    configure,
+    configure_translator,
+    generation_config,
+    initial_params,
+    starting_point,
+)
 
 
 class Model:
@@ -134,9 +141,7 @@ def load_model(
     )
     if start.is_joint:
         return _load_translator(start, dtype)
-    config = ModelConfig.from_huggingface(
-        start.config, normalize_waveform=bool(start.preprocessor.get("do_normalize", True))
-    )
+    config = configure(start, None, {})
     if config.head is None:
         raise InputError(
             f"{path_or_id} has no head for recognition, classification or retrieval (architectures: "

@@ -1,9 +1,9 @@
 """`run.json`: what a finished run is of and what it scored, written by train and evaluate, read by score."""
 
 import importlib.metadata
-import json
 import math
 import platform
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.benchmark import TaskRun
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.run_directory import RECORD
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.tasks import TASKS
 
 if TYPE_CHECKING:  # reading a record needs neither JAX nor the data's libraries
@@ -163,19 +164,9 @@ def _without_record(directory: Path) -> str:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(content) > _LARGEST_BYTES:
-        raise _damaged(path, "it is larger than 4 MiB")
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of a million digits
-        raise _damaged(path, f"it is no JSON ({type(error).__name__})") from error
-    if not isinstance(value, dict):
-        raise _damaged(path, "it holds no object")
-    return value
+        return read_object(path, largest=_LARGEST_BYTES)
+    except UnusableFile as error:
+        raise _damaged(path, f"it {error}") from error
 
 
 def _parse(path: Path, task: str, scores: Any, record: dict[str, Any]) -> TaskRun:
@@ -255,7 +246,7 @@ def _is_finite(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """A value from the file, short and with nothing that a terminal would obey."""
-    text = ascii(value)
+    text = reprlib.repr(value).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 40 else text[:40] + "…"
 
 

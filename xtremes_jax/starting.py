@@ -1,7 +1,9 @@
 """What a run starts from: a checkpoint, its parts, or random weights in a shape; found, and read into parameters."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ from xtremes_jax.models import (
     flatten_params,
     from_encoder_and_decoder,
     from_huggingface,
+    label_names,
     split_params,
     to_huggingface,
 )
+from xtremes_jax.models.config import Head
 from xtremes_jax.models.model import Params
 from xtremes_jax.models.weights import read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
@@ -87,8 +91,8 @@ class StartingPoint:
     @property
     def label_names(self) -> list[str]:
         """Names of the checkpoint's classes by class id; empty if it names none."""
-        labels = self.config.get("id2label") or {}
-        return [str(labels[key]) for key in sorted(labels, key=int)]
+        with _of(self.source):
+            return label_names(self.config)
 
 
 def starting_point(
@@ -136,7 +140,7 @@ def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -
 def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
     """Contents of the config.json that a preset, a directory or a file stands for."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return hub.read_config(path)
     if path.suffix == ".json":
         return read_json_object(path)
@@ -181,9 +185,25 @@ def _generation(directory: Path) -> dict[str, Any] | None:
     return read_json_object(path) if path.is_file() else None
 
 
-def configure(start: StartingPoint, head: str, changes: Mapping[str, Any]) -> ModelConfig:
-    """The architecture of a starting point with a head, and with the fields of `changes` set (None leaves a field)."""
-    config = ModelConfig.from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
+@contextmanager
+def _of(source: str) -> Iterator[None]:
+    """Says which checkpoint it is whose fields cannot be used."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def configure(start: StartingPoint, head: Head | None, changes: Mapping[str, Any]) -> ModelConfig:
+    """The architecture of a starting point with a head, and with the fields of `changes` set (None leaves a field).
+
+    Without a head it is the one that the checkpoint names, if any.
+
+    Raises:
+        InputError: the checkpoint is of another architecture, or its fields are of the wrong type or size.
+    """
+    with _of(start.source):
+        config = ModelConfig.from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
     return _changed(config, changes)
 
 
@@ -196,11 +216,15 @@ def configure_translator(
         InputError: a half is of another architecture, or they do not fit together.
     """
     if start.is_joint:
-        config = TranslationConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+        with _of(start.source):
+            config = TranslationConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
         changed = _changed(config.decoder, decoder)
         return dataclasses.replace(config, encoder=_changed(config.encoder, encoder), decoder=changed)
-    reader = _changed(DecoderConfig.from_huggingface(start.decoder.config), decoder)
-    speech = ModelConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+    with _of(start.decoder.source):
+        reader = DecoderConfig.from_huggingface(start.decoder.config)
+    with _of(start.source):
+        speech = ModelConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+    reader = _changed(reader, decoder)
     return TranslationConfig(
         encoder=_changed(dataclasses.replace(speech, head=None), encoder),
         decoder=reader,
@@ -231,23 +255,25 @@ def generation_config(
         InputError: the checkpoint asks for another search, or for more than the model has.
     """
     levels = [start.decoder.generation]
-    if start.decoder.generation is not None:
-        found = GenerationConfig.from_huggingface(start.decoder.generation, config)
-    elif start.decoder.directory is not None:
-        levels = [start.decoder.config, start.config if start.is_joint else {}]
-        found = GenerationConfig.from_model_config(start.config if start.is_joint else start.decoder.config, config)
-    else:  # random weights: the preset's tokens are not those of the tokenizer
-        levels = []
-        found = GenerationConfig.from_model_config({}, config)
+    with _of(start.decoder.source):
+        if start.decoder.generation is not None:
+            found = GenerationConfig.from_huggingface(start.decoder.generation, config)
+        elif start.decoder.directory is not None:
+            levels = [start.decoder.config, start.config if start.is_joint else {}]
+            found = GenerationConfig.from_model_config(start.config if start.is_joint else start.decoder.config, config)
+        else:  # random weights: the preset's tokens are not those of the tokenizer
+            levels = []
+            found = GenerationConfig.from_model_config({}, config)
     limits = [level.get(name) for level in levels for name in ("max_length", "max_new_tokens")]
-    if max_length is None and set(limits) <= {None}:
+    if max_length is None and all(limit is None for limit in limits):
         max_length = min(_LONGEST, config.decoder.max_position_embeddings)
     changes = {"num_beams": num_beams, "max_length": max_length}
     if found.forced_bos_token_id is None and not start.is_joint:
         first = first_token(tokenizer)
         changes["forced_bos_token_id"] = None if first == config.decoder_start_token_id else first
     changed = _changed(found, changes)
-    changed.check_fits(config)
+    with _of(start.decoder.source):
+        changed.check_fits(config)
     return changed
 
 

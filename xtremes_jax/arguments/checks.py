@@ -132,7 +132,7 @@ def _check_fresh_start(training: TrainingArguments, given: Given) -> None:
 
 def _lies_in(path: str, folder: str) -> bool:
     """Whether a path is a folder or in it. Of a bucket, too: its names are resolved alike, if not to a real place."""
-    inner, outer = Path(path).resolve(), Path(folder).resolve()
+    inner, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     return inner == outer or outer in inner.parents
 
 
@@ -221,7 +221,7 @@ def _check_distractors(data: DataArguments, training: TrainingArguments, given: 
             f"{given.source('distractor_dataset_name')} {name} has many configs. Choose one in the language of the "
             "keys with --distractor_dataset_config_name, such as mls.en."
         )
-    same_data = name == data.dataset_name or Path(name).resolve() == Path(data.dataset_name).resolve()
+    same_data = name == data.dataset_name or os.path.realpath(name) == os.path.realpath(data.dataset_name)
     scored = [data.eval_split_name] if training.do_eval else []
     scored += [data.predict_split_name] if training.do_predict else []
     # Configs that differ in the language alone hold the keys all the same.

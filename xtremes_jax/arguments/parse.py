@@ -8,15 +8,17 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from xtremes_jax.arguments.fields import DataArguments, ModelArguments, TrainingArguments
 from xtremes_jax.arguments.refused import OFF, REFUSED
 from xtremes_jax.errors import InputError
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.tasks import nearest
 
 GROUPS = {"model": ModelArguments, "data": DataArguments, "training": TrainingArguments}
@@ -27,6 +29,15 @@ _FALSE = frozenset({"false", "f", "no", "n", "0"})
 
 _OLD_VALUES = {"train_sampling_strategy": {"group_by_length": "true", "random": "false"}}
 """Words that an old name takes where its flag takes others."""
+
+_SECRET = ("hub_token", "use_auth_token")
+"""Flags whose value no message repeats."""
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}", re.IGNORECASE)
+"""A token of the hub, which may stand where no flag takes it."""
+
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+"""Bytes."""
 
 _LARGEST_WHOLE = 2**63 - 1
 """Of any flag: what a 64-bit integer holds, as seeds and counts of steps become."""
@@ -96,7 +107,15 @@ def read_arguments(argv: Sequence[str], program: str, *, scoring: bool = False) 
         InputError: unknown or refused flags, wrong types, values out of range, one flag given two values by two names.
         SystemExit: after `--help`.
     """
-    argv = list(argv)
+    try:
+        return _read(list(argv), program, scoring)
+    except InputError as error:
+        if not _TOKEN.search(str(error)):
+            raise
+        raise InputError(_TOKEN.sub("hf_...", str(error))) from None
+
+
+def _read(argv: list[str], program: str, scoring: bool) -> Given:
     values, sources = {}, {}
     if argv and argv[0].endswith(".json") and not argv[0].startswith("-"):
         _resolve(_read_json(argv[0]), values, sources, f"{argv.pop(0)}: ")
@@ -108,16 +127,9 @@ def read_arguments(argv: Sequence[str], program: str, *, scoring: bool = False) 
 
 def _read_json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is no object of flags: its values are nested too deeply.") from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} must hold one object of flags and values, such as {{"task": "mls"}}.')
-    return content
+        return read_object(path)
+    except UnusableFile as error:
+        raise InputError(f'{path} {error}. Give one object of flags and values, such as {{"task": "mls"}}.') from error
 
 
 def _read_line(argv: list[str], program: str, scoring: bool) -> dict[str, Any]:
@@ -215,10 +227,8 @@ def _resolve(raw: Mapping[str, Any], values: dict[str, Any], sources: dict[str, 
             continue  # null: not given
         value = convert(flag, _translate(spelling, value, where), where, literal=from_json)
         if name in values and values[name] != value:
-            raise InputError(
-                f"{sources[name]} and {where} are two names of one flag, with the values {values[name]} and {value}. "
-                "Give one of them."
-            )
+            which = "other values" if name in _SECRET else f"the values {values[name]} and {value}"
+            raise InputError(f"{sources[name]} and {where} are two names of one flag, with {which}. Give one of them.")
         values[name], sources[name] = value, where
 
 
@@ -227,7 +237,8 @@ def _check_refused(name: str, value: Any, where: str) -> None:
     if word in refused.accepted:
         return
     allowed = "" if refused.accepted in ((), OFF) else f", or give it as {' or '.join(refused.accepted)}"
-    raise InputError(f"{where} {word} cannot be honoured: {refused.reason}. Drop the flag{allowed}.")
+    shown = where if name in _SECRET else f"{where} {word}"
+    raise InputError(f"{shown} cannot be honoured: {refused.reason}. Drop the flag{allowed}.")
 
 
 def _spell(value: Any) -> str:
@@ -252,7 +263,7 @@ def _translate(spelling: str, value: Any, where: str) -> Any:
     words = _OLD_VALUES.get(spelling)
     if words is None or value is None:
         return value
-    if value not in words:
+    if not isinstance(value, str) or value not in words:
         raise InputError(f"{where} {value}: choose one of {', '.join(words)}.")
     return words[value] == "true"
 
@@ -275,10 +286,24 @@ def convert(flag: Flag, value: Any, where: str, *, literal: bool) -> Any:
     result = _from_json(flag, value) if literal else _from_word(flag, value)
     if result is None:
         wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}[flag.kind]
-        raise InputError(f"{where} must be {wanted}, not {json.dumps(value, ensure_ascii=False)}.")
+        given = type(value).__name__ if flag.name in _SECRET else json.dumps(value, ensure_ascii=False)
+        raise InputError(f"{where} must be {wanted}, not {given}.")
     if flag.kind in (int, float):
         _check_bounds(flag, result, where)
-    return _choose(flag, result, where) if flag.kind is str else result
+    if flag.kind is not str:
+        return result
+    if flag.name not in _SECRET:
+        _check_text(result, where)
+    return _choose(flag, result, where)
+
+
+def _check_text(text: str, where: str) -> None:
+    """What no path, name of a column or address is: refused here, where it is known which flag it came from."""
+    odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
+    if odd is not None:  # a control character, or a byte that is not UTF-8
+        raise InputError(f"{where} holds the character {ascii(odd)}, which no name has.")
+    if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        raise InputError(f"{where} is longer than the name of a file can be: {text[:40]}…")
 
 
 def _is_none(flag: Flag, value: Any) -> bool:
@@ -298,8 +323,10 @@ def _from_json(flag: Flag, value: Any) -> Any:
     return value if isinstance(value, flag.kind) else None
 
 
-def _from_word(flag: Flag, word: str | bool | None) -> Any:
+def _from_word(flag: Flag, word: str | bool | list | None) -> Any:
     """The meaning of a word of the command line (True from a translated one), or None if it has none."""
+    if isinstance(word, list):  # what argparse makes of "--seed=--"
+        return None
     if flag.kind is bool:
         if word is None or isinstance(word, bool):
             return word is not False

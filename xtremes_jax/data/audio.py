@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import fsspec
 import numpy as np
 import soundfile
 import soxr
+from fsspec.implementations.local import LocalFileSystem
 
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data.mp3 import lacks_length, may_be_mp3, with_length_header
@@ -32,13 +33,20 @@ MAX_SECONDS = 3600.0
 """Longer clips are refused before any memory is spent on them: no utterance is an hour long, but a broken header can
 say so. A segment is measured by itself, so the recording around it may be longer."""
 
+MAX_VALUES = 100_000_000
+"""Most samples of a clip at its own rate, of all channels together: half an hour of mono at 48 kHz is 86 million. A few
+kilobytes of FLAC can hold any amount of silence, which takes seconds to decode."""
+
 _RATES = (2_000, 768_000)
 _INTEGER_SUBTYPES = {"PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16"}
 _FLOAT_SUBTYPES = {"FLOAT", "DOUBLE"}
 _SINGLE_SUBTYPES = {"FLOAT", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 _LOUDEST = 2.0**31  # float audio scaled like 32-bit integers is odd but usable; beyond it squares overflow float32
-_BLOCK_SECONDS = 60  # so that memory grows with the samples that are there, not with those that a header promises
+_BLOCK_SECONDS = 60
+_BLOCK_VALUES = 2**24  # of all channels
 _KEPT_BYTES = 2**25  # of memory that a thread keeps from clip to clip: a minute of stereo at 48 kHz is 23 MB
+_MAX_UNTAGGED_BYTES = 2**28  # of an MP3 file that has to be read whole to learn its length: hours at any bit rate
+_MAX_REMOTE_BYTES = 2**28  # of a file that is read into memory: half an hour of 24-bit stereo at 48 kHz
 _SLACK_BYTES = 64  # writers disagree about padding; a few samples less than promised is no damage
 _MAX_CHUNKS = 10_000  # of a WAV file before its samples: a few are usual, and a file of zeros would be millions
 _STREAMING_SIZE = 0x7FFF0000  # what programs that cannot go back to write the true size put there, and more
@@ -99,13 +107,34 @@ def decode(source: Source, segment: Segment | None = None) -> np.ndarray:
     with _opened(source) as file:
         start, frames = _span(file, segment)
         _seek(file, start)  # to 0 as well: MP3 decodes otherwise without it, by a step in some samples
-        samples = _read_mono(file, start, frames)
         is_float = file.subtype in _FLOAT_SUBTYPES
-        rate = file.samplerate
-    if len(samples) != frames:
-        raise InputError(f"it is truncated: {frames:,} samples were promised, {len(samples):,} are there")
-    if rate != SAMPLE_RATE:
-        samples = soxr.resample(samples.astype(np.float32, copy=False), rate, SAMPLE_RATE, quality="HQ")
+        resample = _resampler(file.samplerate, in_one_piece=frames <= _frames_at_a_time(file))
+        done, blocks = 0, []
+        for mono in _read_mono(file, start, frames):
+            done += len(mono)
+            blocks.append(_stored(resample(mono, done == frames), is_float))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _resampler(rate: int, *, in_one_piece: bool) -> Callable[[np.ndarray, bool], np.ndarray]:
+    """A function of the next samples at `rate` Hz, and whether they are the last: as many as there are at 16 kHz.
+
+    All in one piece or piece by piece, the samples are the same bit for bit.
+    """
+    if rate == SAMPLE_RATE:
+        return lambda samples, last: samples
+    if in_one_piece:
+        return lambda samples, last: soxr.resample(_single(samples), rate, SAMPLE_RATE, quality="HQ")
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    return lambda samples, last: stream.resample_chunk(_single(samples), last=last)
+
+
+def _single(samples: np.ndarray) -> np.ndarray:
+    return samples.astype(np.float32, copy=False)
+
+
+def _stored(samples: np.ndarray, is_float: bool) -> np.ndarray:
+    """A copy of the samples in the type that `decode` gives; what it is given may be overwritten."""
     if is_float:
         return samples.astype(np.float32)
     if samples.dtype == np.int16:
@@ -136,10 +165,16 @@ def stored_source(stored: Mapping[str, Any] | None) -> bytes | Path:
     if "://" not in path:
         return Path(path)
     try:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
+        files, inside = fsspec.core.url_to_fs(path)
+        if isinstance(files, LocalFileSystem):  # file://…, which may be a pipe or a device: a path is looked at first
+            return Path(inside)
+        with files.open(inside, "rb") as file:
+            content = file.read(_MAX_REMOTE_BYTES + 1)
     except Exception as error:  # every file system has its own exceptions
         raise InputError(f"{path} cannot be read: {error}") from error
+    if len(content) > _MAX_REMOTE_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_REMOTE_BYTES >> 20} MiB. Copy it here, and give its path.")
+    return content
 
 
 def _seek(file: soundfile.SoundFile, frame: int) -> None:
@@ -153,30 +188,34 @@ def _require_inside(file: soundfile.SoundFile) -> None:
         raise InputError(f"it is corrupt: its header promises {file.frames:,} samples, decoding it leads past them")
 
 
-def _read_mono(file: soundfile.SoundFile, start: int, frames: int) -> np.ndarray:
-    """`[samples]` of all channels' mean, fewer than `frames` where the file ends before. To be used up at once.
+def _frames_at_a_time(file: soundfile.SoundFile) -> int:
+    """So that memory grows with the samples that are kept, not with what a header promises or many channels hold."""
+    return min(_BLOCK_SECONDS * file.samplerate, _BLOCK_VALUES // file.channels)
+
+
+def _read_mono(file: soundfile.SoundFile, start: int, frames: int) -> Iterator[np.ndarray]:
+    """The mean of all channels, block by block: `[samples]`, which the next block overwrites.
 
     16-bit integers where nothing has to be computed with them, else floating point with 1.0 as full scale. It may lie
     in memory that the next call of this thread writes to.
+
+    Raises:
+        InputError: Fewer than `frames` are there, or one is no sound.
     """
     channels, rate = file.channels, file.samplerate
     is_float = file.subtype in _FLOAT_SUBTYPES
     dtype = _reading_dtype(file.subtype, channels, rate)
-    blocks, done = [], 0
+    done = 0
     while done < frames:
-        wanted = min(frames - done, _BLOCK_SECONDS * rate)
+        wanted = min(frames - done, _frames_at_a_time(file))
         _require_inside(file)
         block = file.read(out=_thread_memory(wanted * channels, dtype).reshape(wanted, channels))
         if is_float:
             _require_finite(block, start + done, rate)
-        mono = block[:, 0] if channels == 1 else _mean(block)
         done += len(block)
-        if done == frames and not blocks:
-            return mono
-        blocks.append(mono.copy())
         if len(block) < wanted:
-            break
-    return np.concatenate(blocks)
+            raise InputError(f"it is truncated: {frames:,} samples were promised, {done:,} are there")
+        yield block[:, 0] if channels == 1 else _mean(block)
 
 
 def _reading_dtype(subtype: str, channels: int, rate: int) -> str:
@@ -256,14 +295,30 @@ def _require_file(path: str | Path) -> None:
         raise InputError("it is a pipe or a device, not a file")
 
 
+class _Stream(io.BytesIO):
+    """Bytes as a file that, asked by a damaged header to go before its start, stays where it is. What Python raises
+    there, libsndfile does not see, and a traceback is printed."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def _for_libsndfile(source: Source, head: bytes) -> BinaryIO | str:
     if isinstance(source, bytes):
-        return io.BytesIO(with_length_header(source) if may_be_mp3(head) else source)
+        return _Stream(with_length_header(source) if may_be_mp3(head) else source)
     if may_be_mp3(head):
         with open(source, "rb") as stream:
             lacking = lacks_length(stream)
         if lacking:
-            return io.BytesIO(with_length_header(Path(source).read_bytes()))
+            if (size := os.stat(source).st_size) > _MAX_UNTAGGED_BYTES:
+                raise InputError(
+                    f"it is an MP3 file of {size:,} bytes that does not say how long it is, and too large to be "
+                    "measured. Convert it, or give it a Xing or Info tag"
+                )
+            return _Stream(with_length_header(Path(source).read_bytes()))
     return str(source)
 
 
@@ -285,7 +340,8 @@ def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]
     else:
         if not 0 <= segment[0] < segment[1]:
             raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is empty or starts before 0")
-        start, stop = round(segment[0] * rate), round(segment[1] * rate)
+        beyond = total + rate + 1.0  # which infinity may be cut to before it is made a whole number
+        start, stop = (round(min(second * rate, beyond)) for second in segment)
         if stop > total + rate or start >= total:
             raise InputError(
                 f"the segment from {segment[0]} s to {segment[1]} s lies outside the recording of {total / rate:.2f} s"
@@ -293,8 +349,15 @@ def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]
         stop = min(stop, total)  # time stamps are rounded: up to a second past the end is forgiven
     if stop <= start:
         raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is shorter than one sample")
+    if not num_samples_16k(stop - start, rate):
+        raise InputError(f"it is shorter than one sample at {SAMPLE_RATE:,} Hz")
     if stop - start > MAX_SECONDS * rate:
         raise InputError(f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip")
+    if (stop - start) * file.channels > MAX_VALUES:
+        raise InputError(
+            f"it holds {(stop - start) * file.channels:,} samples ({file.channels} channels at {rate:,} Hz); at most "
+            f"{MAX_VALUES:,} can be one clip. Resample it, or mix its channels down"
+        )
     return start, stop - start
 
 

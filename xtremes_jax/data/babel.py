@@ -25,6 +25,7 @@ import datasets
 
 from xtremes_jax.data.repository import END, SPLIT_FLAGS, START, Repository, choose
 from xtremes_jax.errors import InputError
+from xtremes_jax.small_files import UnusableFile, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ TAGS = tuple(
 _TIME_STAMP = re.compile(r"\[(\d+(?:\.\d+)?)\]")
 _SHARE = 0.9
 _DEPTH = 4
+_LARGEST_BYTES = 2**24  # of a transcript: one of ten minutes has 20,000
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def read_transcript(path: Path) -> list[tuple[float, float, str]]:
         InputError: Not UTF-8, text outside the time stamps, or time stamps that fall.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The transcript {path} cannot be read: {error}.") from error
+        lines = read_text(path, largest=_LARGEST_BYTES).splitlines()
+    except UnusableFile as error:
+        raise InputError(f"The transcript {path} {error}. Copy it again.") from error
     times: list[float] = []
     texts: list[list[str]] = []
     for number, line in enumerate(lines, 1):

@@ -22,6 +22,7 @@ from xtremes_jax.data import audio
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.errors import InputError
 from xtremes_jax.processors import available_cpus
+from xtremes_jax.small_files import read_object
 
 if TYPE_CHECKING:
     from xtremes_jax.data.sources import RawSplit
@@ -34,6 +35,9 @@ a chunk for each thread fits in memory, where rows were picked out of a larger t
 
 _UNDER_WAY = 64
 """Chunks handed out at a time."""
+
+_LARGEST_BYTES = 2**30
+"""Of the file: a million rows with names of a hundred characters take a sixth of it."""
 
 _VERSION = 1  # of the file's format and of what `audio.probe` accepts
 
@@ -196,21 +200,28 @@ def _to_json(durations: Durations) -> str:
 
 def _load(cache: Path, count: int) -> Durations | None:
     """What an earlier run kept; None if there is nothing that can be used."""
-    try:
-        stored = json.loads(cache.read_text(encoding="utf-8"))
-        num_samples = np.array(stored["num_samples"], np.int64)
-        is_float = np.zeros(count, bool)
-        is_float[stored["float_rows"]] = True
-        files = {file: stamp and tuple(stamp) for file, stamp in stored["files"]}
-        names = list(files)
-        reasons = {int(row): reason for row, reason in stored["reasons"].items()}
-        file_of_row = {row: names[number] for row, number in stored["file_of_row"]}
-    except FileNotFoundError:
+    if not cache.exists():
         return None
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    try:
+        return _from_json(read_object(cache, largest=_LARGEST_BYTES), count)
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         logger.warning("The durations kept in %s cannot be used (%s): all headers are read again.", cache, error)
         return None
-    if len(num_samples) != count:
-        logger.warning("The durations kept in %s are of other rows: all headers are read again.", cache)
-        return None
+
+
+def _from_json(stored: dict[str, Any], count: int) -> Durations:
+    """The inverse of `_to_json` for `count` rows; one of the errors that `_load` catches where it is none."""
+    num_samples = np.array(stored["num_samples"], np.int64)
+    if num_samples.shape != (count,) or (num_samples < 0).any():
+        raise ValueError("it is of other rows")
+    known = range(count)
+    reasons = {int(row): str(reason) for row, reason in dict(stored["reasons"]).items()}
+    files = {os.fspath(file): stamp and (int(stamp[0]), int(stamp[1])) for file, stamp in stored["files"]}
+    names = list(files)
+    file_of_row = {row: names[number] for row, number in stored["file_of_row"] if number in range(len(names))}
+    float_rows = [*stored["float_rows"]]
+    if not all(type(row) is int and row in known for row in (*reasons, *float_rows, *file_of_row)):
+        raise ValueError("it names rows that there are not")
+    is_float = np.zeros(count, bool)
+    is_float[float_rows] = True
     return Durations(num_samples, is_float, reasons, files, file_of_row)

@@ -5,7 +5,6 @@ Common Voice's TSV (`path`, `sentence`, `locale`, clips under `clips/`) and NeMo
 """
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ import datasets
 
 from xtremes_jax.data.repository import END, SPLIT_FLAGS, START, Repository, choose
 from xtremes_jax.errors import InputError
+from xtremes_jax.small_files import UnusableFile, parse_object
 from xtremes_jax.tasks import nearest
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,9 @@ def _read_table(path: Path, lines: Iterable[str]) -> list[dict]:
     reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
     try:
         header = next(reader, [])
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise InputError(f"{path}: its header names the column {ascii(twice)[:80]} twice. Rename one of the two.")
         rows = []
         for values in reader:
             if len(values) != len(header) and values:
@@ -149,12 +152,10 @@ def _read_json_lines(path: Path, lines: Iterable[str]) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InputError(f'{path}, line {number}: not a JSON object such as {{"path": …, "transcription": …}}.')
-        rows.append(row)
+            rows.append(parse_object(line))
+        except UnusableFile as error:
+            wanted = '{"path": …, "transcription": …}'
+            raise InputError(f"{path}, line {number} {error}. It has to be an object such as {wanted}.") from error
     return rows
 
 

@@ -5,17 +5,20 @@ torch nor torchcodec is touched: `datasets` 5 asks for them to decode audio and 
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.compute as pc
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.tasks import nearest
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,7 @@ def open_repository(name: str, *, cache_dir: str | None = None, data_dir: str | 
     Raises:
         InputError: No such directory or hub repository, no network, a loading script, or no data files.
     """
-    local = Path(name).is_dir()
+    local = os.path.isdir(name)
     if not local and not _HUB_ID.fullmatch(name):
         raise InputError(
             f"--dataset_name {name}: no such file or directory. Give a directory, a manifest (.csv, .tsv, .jsonl), "
@@ -161,13 +164,46 @@ def saved_configs(directory: Path) -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(directory.iterdir()) if folder.is_dir() and is_saved(folder)}
 
 
+def _check_saved(directory: Path) -> None:
+    """InputError where a `save_to_disk` directory names a file or a folder that is not inside it."""
+    described = directory / "dataset_dict.json"
+    splits = _read_description(described).get("splits") if described.is_file() else None
+    folders = [directory] if splits is None else [directory / _plain(described, split) for split in _listed(splits)]
+    for folder in folders:
+        state = folder / "state.json"
+        content = _read_description(state)
+        for key in ("_data_files", "_indices_data_files"):
+            for entry in _listed(content.get(key)):
+                _plain(state, entry.get("filename") if isinstance(entry, dict) else entry)
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else []  # of another type, `datasets` refuses it
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except UnusableFile as error:
+        raise InputError(f"{path} {error}. Save the data set again.") from error
+
+
+def _plain(path: Path, name: Any) -> str:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise InputError(f"{path} names {ascii(name)[:80]}, which is no plain name beside it: refused.")
+    return name
+
+
 def open_saved(name: str, configs: dict[str, Path]) -> Repository:
     """Opens `save_to_disk` directories; a single `Dataset` is one split, of the name it was made with, or `train`."""
 
     @cache
     def splits(config: str) -> dict[str, datasets.Dataset]:
+        _check_saved(configs[config])
         try:
             saved = datasets.load_from_disk(str(configs[config]))
+            for part in saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]:
+                part.data.table.validate(full=True)  # its texts and offsets; Arrow believes them when it reads
         except Exception as error:  # truncated Arrow files, versions that do not fit, …
             raise InputError(
                 f"--dataset_name {name}: {configs[config]} looks like a save_to_disk directory but cannot be read: "

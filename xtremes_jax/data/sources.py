@@ -6,6 +6,7 @@ choice of configs and languages, the check of columns, labels and sizes. Convent
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,8 +226,10 @@ def open_source(
         from xtremes_jax.data.demo import build_demo  # it loads espeak-ng, which no other source needs
 
         return open_repository(str(build_demo(cache_dir)), cache_dir=cache_dir), True
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):  # which, unlike Path.exists, raises no error where a name is too long
+        if not (path.is_dir() or path.is_file()):
+            raise InputError(f"--dataset_name {name} is a pipe or a device. Give a directory or a manifest.")
         name = str(path)
         synthetic = (path / SYNTHETIC_MARKER).is_file()
         saved = saved_configs(path) if path.is_dir() else {}

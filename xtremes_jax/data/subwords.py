@@ -38,6 +38,7 @@ def load_subword_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast | 
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        tokenizer("a")  # settings of a wrong type are found only when it is used
     except Exception as error:  # the library raises whatever its parsers do
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

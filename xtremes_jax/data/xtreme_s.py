@@ -10,12 +10,15 @@ Clusters without a network read a mirror: `--data_dir ROOT` with copies of the r
 """
 
 import csv
+import gzip
 import hashlib
 import logging
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 import datasets
@@ -27,6 +30,7 @@ import pyarrow.compute as pc
 from xtremes_jax.data.cache import build_directory
 from xtremes_jax.data.repository import SPLIT_FLAGS, Repository, choose, first_line
 from xtremes_jax.errors import InputError
+from xtremes_jax.small_files import UnusableFile, read_text
 from xtremes_jax.tasks import FLEURS_GROUPS, TASKS, XTREME_S
 
 logger = logging.getLogger(__name__)
@@ -49,6 +53,9 @@ _LIMITED = ("9_hours", "1_hours")
 _COVOST2_RENAMES = {"sentence": "transcription", "file": "path"}
 _COVOST2_TRAINING = ("train", "train_covost")
 """Where the source has a column `split`, the rows of these make up the training split, as in the original."""
+_LARGEST_LISTING = 2**28
+_LARGEST_PIECE = 2**26
+_MOST_TIMES = 100
 _SAME = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
 
 
@@ -253,7 +260,7 @@ def _split_list(language: str, split: str, root: Path | None) -> set[str]:
     """Clips of one of MInDS-14's splits: the source has a single one, XTREME-S drew three and lists them by path."""
     name = {"validation": "dev"}.get(split, split)
     path = _fetch(XTREME_S, f"minds14_splits/{name}_{language}.tsv", root)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _lines(path)
     return {line.partition("\t")[0].strip() for line in lines if line.strip()}
 
 
@@ -268,7 +275,7 @@ def _limited_handles(root: Path | None) -> set[str]:
             "--data_dir ROOT; its clips are then picked out of the whole training split, which is large. Or use "
             "another --language."
         )
-    return {line.strip() for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    return {line.strip() for path in lists for line in _lines(path) if line.strip()}
 
 
 def _rows_of_covost2(table: datasets.Dataset, split: str) -> datasets.Dataset:
@@ -331,11 +338,7 @@ def _load_fleurs_archive(language: str, split: str, root: Path | None, cache_dir
     listing = _fetch("google/fleurs", f"data/{language}/{source}.tsv", root)
     archive = _fetch("google/fleurs", f"data/{language}/audio/{source}.tar.gz", root)
     folder = _unpack(archive, Path(cache_dir or datasets.config.HF_DATASETS_CACHE))
-    with listing.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    wrong = next((number for number, row in enumerate(rows, 1) if len(row) < 7), None)
-    if wrong or not rows:
-        raise InputError(f"{listing}, line {wrong or 1}: not the seven columns of FLEURS. Copy the file again.")
+    rows = _rows_of_listing(listing)
     genders = {"MALE": 0, "FEMALE": 1, "OTHER": 2}
     text, count = datasets.Value("string"), datasets.Value("int32")
     features = {
@@ -358,11 +361,63 @@ def _load_fleurs_archive(language: str, split: str, root: Path | None, cache_dir
     return table.cast_column("audio", datasets.Audio(decode=False))
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return read_text(path, largest=_LARGEST_LISTING).splitlines()
+    except UnusableFile as error:
+        raise InputError(f"{path} {error}. Copy it again.") from error
+
+
+def _rows_of_listing(listing: Path) -> list[list[str]]:
+    """The seven columns of FLEURS, whose second names a file of the archive and never one elsewhere."""
+    try:
+        rows = list(csv.reader(_lines(listing), delimiter="\t", quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        raise InputError(f"{listing}: {error}. Copy the file again.") from error
+    wrong = next((number for number, row in enumerate(rows, 1) if len(row) < 7), None)
+    if wrong or not rows:
+        raise InputError(f"{listing}, line {wrong or 1}: not the seven columns of FLEURS. Copy the file again.")
+    for number, row in enumerate(rows, 1):
+        if row[1] in ("", ".", "..") or "/" in row[1] or "\0" in row[1]:
+            raise InputError(f"{listing}, line {number}: {ascii(row[1])[:80]} is no plain name of a file: refused.")
+    return rows
+
+
 def _number(text: str, listing: Path, line: int) -> int:
     try:
-        return int(text)
+        number = int(text)
     except ValueError as error:
-        raise InputError(f"{listing}, line {line}: {text!r} is no whole number. Copy the file again.") from error
+        raise InputError(f"{listing}, line {line}: {ascii(text)[:80]} is no whole number. Copy it again.") from error
+    if not 0 <= number < 2**31:
+        raise InputError(f"{listing}, line {line}: {number} is no id or number of samples. Copy it again.")
+    return number
+
+
+class _Headers:
+    """A stream that tarfile may read small pieces of: a header that claims gigabytes would be read whole."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LARGEST_PIECE:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._stream.read(size)
+
+
+class _Limited:
+    """What `extractall` asks of each member: tarfile's own filter (nothing outside the folder, no devices), and in all
+    no more than speech can be compressed to the size of the archive."""
+
+    def __init__(self, archive: Path, size: int):
+        self._archive, self._left = archive, size * _MOST_TIMES + _LARGEST_PIECE
+
+    def __call__(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        self._left -= member.size + tarfile.BLOCKSIZE
+        if self._left < 0:
+            raise InputError(f"{self._archive} is refused: it unpacks to over {_MOST_TIMES} times its size.")
+        return tarfile.data_filter(member, folder)
 
 
 def _unpack(archive: Path, cache: Path) -> Path:
@@ -372,9 +427,11 @@ def _unpack(archive: Path, cache: Path) -> Path:
 
     def extract(folder: Path) -> None:
         try:
-            with tarfile.open(archive) as members:
-                members.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+            with gzip.open(archive) as stream, tarfile.open(fileobj=_Headers(stream), mode="r:") as members:
+                members.extractall(folder, filter=_Limited(archive, stat.st_size))
+        except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, zlib.error) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"The archive {archive} cannot be unpacked into {cache}: {first_line(error)} Copy it again, or give a "
                 "directory with more room by --cache_dir."

@@ -1,6 +1,6 @@
 """wav2vec 2.0 and XLS-R with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
-from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval
+from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval, label_names
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
@@ -51,6 +51,7 @@ __all__ = [
     "generate_from_hidden",
     "is_feature_encoder",
     "is_retrieval",
+    "label_names",
     "merge",
     "path_name",
     "split_params",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.config_fields import check_field, from_json, shown
+from xtremes_jax.models.config_fields import LARGEST_SIZE, check_field, check_parameters, from_json, shown
 
 Head = Literal["ctc", "classification", "retrieval"]
 
@@ -237,6 +237,21 @@ class ModelConfig:
         return (self.output_hidden_size if self.add_adapter else 0) or self.hidden_size
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of all matrices and kernels: the model's parameters but for biases, norms and other vectors."""
+        width, out = self.hidden_size, self.output_width
+        inputs = (1, *self.conv_dim[:-1])
+        count = sum(i * o * k for i, o, k in zip(inputs, self.conv_dim, self.conv_kernel, strict=True))
+        count += self.conv_dim[-1] * width
+        count += self.num_conv_pos_embeddings * width * width // self.num_conv_pos_embedding_groups
+        count += self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+        if self.add_adapter:
+            count += self.num_adapter_layers * self.adapter_kernel_size * 2 * out * out + width * out * (width != out)
+        if self.head == "ctc":
+            return count + out * self.vocab_size
+        return count + (width + self.num_labels) * self.classifier_proj_size * (self.head is not None)
+
+    @property
     def min_samples(self) -> int:
         """Fewest samples that make one frame (400, a fortieth of a second, for every published model)."""
         samples = 1
@@ -264,15 +279,29 @@ def _architectures(config: Mapping[str, Any]) -> Sequence[str]:
     return names
 
 
-def _count_labels(config: Mapping[str, Any]) -> Any:
-    """The number of classes: as many as `id2label` names, or `num_labels` (checked with the other numbers)."""
+def label_names(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes of a `config.json` by class id; empty where it names none.
+
+    Raises:
+        InputError: `id2label` is no object of names whose keys are the numbers from 0 on.
+    """
     labels = config.get("id2label")
     if labels is None or labels == {}:
-        found = config.get("num_labels")
-        return 2 if found is None else found
-    if not isinstance(labels, Mapping) or not all(str(key).isdecimal() for key in labels):
+        return []
+    usable = isinstance(labels, Mapping) and all(str(key).isdecimal() and len(str(key)) < 8 for key in labels)
+    usable = usable and {int(key) for key in labels} == set(range(len(labels)))
+    if not usable or not all(isinstance(name, str | int) for name in labels.values()):
         raise InputError(f'config.json: id2label is {shown(labels)}; it must be like {{"0": "yes", "1": "no"}}.')
-    return len(labels)
+    return [str(labels[key]) for key in sorted(labels, key=int)]
+
+
+def _count_labels(config: Mapping[str, Any]) -> Any:
+    """The number of classes: as many as `id2label` names, or `num_labels` (checked with the other numbers)."""
+    names = label_names(config)
+    if names:
+        return len(names)
+    found = config.get("num_labels")
+    return 2 if found is None else found
 
 
 def _check(config: ModelConfig) -> None:
@@ -281,14 +310,21 @@ def _check(config: ModelConfig) -> None:
         check_field(field, getattr(config, field.name))
     if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
         raise InputError(
-            f"conv_dim {config.conv_dim}, conv_kernel {config.conv_kernel} and conv_stride {config.conv_stride} "
+            f"conv_dim {shown(config.conv_dim)}, conv_kernel {shown(config.conv_kernel)} and conv_stride "
+            f"{shown(config.conv_stride)} "
             "must be lists of one length: one number for each convolution."
         )
+    if config.min_samples > LARGEST_SIZE:
+        raise InputError(
+            f"conv_kernel {shown(config.conv_kernel)} and conv_stride {shown(config.conv_stride)} make a frame of "
+            f"{config.min_samples:.3g} samples, which is over a minute. Check them."
+        )
+    check_parameters(config.num_parameters)
     if config.feat_extract_norm not in ("group", "layer"):
-        raise InputError(f"feat_extract_norm is {config.feat_extract_norm!r}; only 'group' and 'layer' exist.")
+        raise InputError(f"feat_extract_norm is {shown(config.feat_extract_norm)}; only 'group' and 'layer' exist.")
     for name in ("hidden_act", "feat_extract_activation"):
         if getattr(config, name) not in ACTIVATIONS:
-            raise InputError(f"{name} is {getattr(config, name)!r}; known are {', '.join(ACTIVATIONS)}.")
+            raise InputError(f"{name} is {shown(getattr(config, name))}; known are {', '.join(ACTIVATIONS)}.")
     for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
         if config.hidden_size % getattr(config, name):
             raise InputError(f"{name} ({getattr(config, name)}) does not divide hidden_size ({config.hidden_size}).")
@@ -317,16 +353,17 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     if model_type != "wav2vec2":
         raise InputError(
-            f"config.json has model_type {model_type!r}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be loaded."
+            f"config.json has model_type {shown(model_type)}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be "
+            "loaded."
         )
     if config.get("adapter_attn_dim") is not None:
         raise InputError(
-            f"config.json has adapter_attn_dim {config['adapter_attn_dim']}: per-language attention adapters (MMS) "
-            "are not implemented. Choose a checkpoint without them."
+            f"config.json has adapter_attn_dim {shown(config['adapter_attn_dim'])}: per-language attention "
+            "adapters (MMS) are not implemented. Choose a checkpoint without them."
         )
     for name in ("position_embeddings_type", "quantization_config"):
         if config.get(name) is not None:
-            raise InputError(f"config.json sets {name} ({config[name]!r}), which is not implemented here.")
+            raise InputError(f"config.json sets {name} ({shown(config[name])}), which is not implemented here.")
 
 
 _BASE = ModelConfig()

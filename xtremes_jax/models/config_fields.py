@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from typing import Any
 
 from xtremes_jax.errors import InputError
@@ -17,18 +18,23 @@ MAY_BE_ZERO = (
 LARGEST_SIZE = 2**20
 """Far above any real model, and far below what overflows."""
 MOST_ITEMS = 64
+MOST = {"num_hidden_layers": 1024, "decoder_layers": 1024, "num_adapter_layers": MOST_ITEMS, "num_beams": 1024}
+"""Whole numbers with a lower limit than `LARGEST_SIZE`."""
+MOST_PARAMETERS = 20_000_000_000
+"""Of one half of a model: nine times the largest wav2vec 2.0. Each size may be sane and their product absurd."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def check_field(field: dataclasses.Field, value: Any) -> None:
     """Raises `InputError` unless a field's value is of its type, numbers are finite, and sizes sane."""
     least = 0 if field.name in MAY_BE_ZERO or field.name.endswith("_token_id") else 1
+    most = MOST.get(field.name, LARGEST_SIZE)
     if field.type is int:
-        wanted, holds = f"a whole number from {least} to {LARGEST_SIZE}", _is_size(value, least)
+        wanted, holds = f"a whole number from {least} to {most}", _is_size(value, least, most)
     elif field.type == int | None:
-        wanted, holds = (
-            f"a whole number from {least} to {LARGEST_SIZE}, or null",
-            value is None or _is_size(value, least),
-        )
+        wanted, holds = f"a whole number from {least} to {most}, or null", value is None or _is_size(value, least, most)
     elif field.type is float:
         wanted = "a finite number"
         holds = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
@@ -39,7 +45,7 @@ def check_field(field: dataclasses.Field, value: Any) -> None:
     elif field.type == tuple[int, ...]:
         wanted = f"a list of 1 to {MOST_ITEMS} whole numbers from 1 to {LARGEST_SIZE}"
         holds = isinstance(value, tuple) and 1 <= len(value) <= MOST_ITEMS
-        holds = holds and all(_is_size(item, 1) for item in value)
+        holds = holds and all(_is_size(item, 1, LARGEST_SIZE) for item in value)
     else:  # the head, which has a check of its own
         return
     if not holds:
@@ -53,8 +59,17 @@ def from_json(field: dataclasses.Field, value: Any) -> Any:
     return float(value) if field.type is float else value
 
 
-def _is_size(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST_SIZE
+def check_parameters(count: int) -> None:
+    """Raises `InputError` where a model has more parameters than any has, before memory is asked for."""
+    if count > MOST_PARAMETERS:
+        raise InputError(
+            f"The configuration describes {count:.3g} parameters, more than any model has ({MOST_PARAMETERS:.0e} at "
+            "most). Check its sizes."
+        )
+
+
+def _is_size(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_finite(value: int | float) -> bool:
@@ -65,6 +80,6 @@ def _is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message, shortened."""
-    text = repr(value)
+    """A value in an error message, shortened; however deep it is, it is looked into no deeper than that takes."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,7 +7,7 @@ from typing import Any
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import ACTIVATIONS
-from xtremes_jax.models.config_fields import check_field, from_json, shown
+from xtremes_jax.models.config_fields import check_field, check_parameters, from_json, shown
 
 _RATES = ("dropout", "attention_dropout", "activation_dropout", "decoder_layerdrop")
 _UNSUPPORTED = ("cross_attention_hidden_size", "quantization_config")
@@ -65,9 +65,10 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_field(field, getattr(self, field.name))
+        check_parameters(self.num_parameters)
         if self.activation_function not in ACTIVATIONS:
             raise InputError(
-                f"activation_function is {self.activation_function!r}; known are {', '.join(ACTIVATIONS)}."
+                f"activation_function is {shown(self.activation_function)}; known are {', '.join(ACTIVATIONS)}."
             )
         if self.d_model % self.decoder_attention_heads:
             raise InputError(
@@ -80,6 +81,12 @@ class DecoderConfig:
             raise InputError(f"init_std is {self.init_std}; it must be at least 0.")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"):
             check_token(name, getattr(self, name), self.vocab_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all matrices: the decoder's parameters but for biases and norms."""
+        tokens = self.vocab_size + self.max_position_embeddings
+        return self.d_model * (tokens + self.decoder_layers * (8 * self.d_model + 2 * self.decoder_ffn_dim))
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> "DecoderConfig":

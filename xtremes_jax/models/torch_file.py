@@ -26,7 +26,9 @@ from xtremes_jax.errors import InputError
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-_MAX_PICKLE_BYTES = 64 << 20
+_MAX_PICKLE_BYTES = 8 << 20
+_MAX_INSTRUCTIONS = 250_000
+"""A tensor takes about 45, and the largest models that can be loaded here have 1,300 tensors."""
 _STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -203,6 +205,8 @@ def _load_pickle(source: io.BytesIO, path: Path) -> tuple[Any, dict[str, _Storag
     start, sizes = source.tell(), _UnfoldedSizes()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(source)):
+            if count > _MAX_INSTRUCTIONS:
+                raise InputError(f"{path} is refused: its pickle is longer than any state dict's.")
             if opcode.name not in _ALLOWED_OPCODES:
                 raise InputError(f"{path} is refused: its pickle uses {opcode.name}, which no plain state dict needs.")
             if opcode.name.endswith("PUT") and int(argument) > count:
@@ -302,16 +306,22 @@ def _open_archive(path: Path) -> tuple[dict[str, zipfile.ZipInfo], str, io.Bytes
             prefix = pickles[0].removesuffix("data.pkl") if len(pickles) == 1 else ""
             if not prefix or f"{prefix}constants.pkl" in entries:
                 raise InputError(f"{path} is a zip archive, but no state dict by torch.save. Save model.state_dict().")
-            if entries[pickles[0]].file_size > _MAX_PICKLE_BYTES:
-                raise InputError(f"{path} is refused: its data.pkl is larger than any state dict's.")
             if f"{prefix}byteorder" in entries:
-                with archive.open(f"{prefix}byteorder") as entry:
-                    _check_byte_order(path, entry.read(8) == b"little")
-            return entries, prefix, io.BytesIO(archive.read(pickles[0]))
+                _check_byte_order(path, _read_entry(path, archive, f"{prefix}byteorder") == b"little")
+            return entries, prefix, io.BytesIO(_read_entry(path, archive, pickles[0]))
     except InputError:
         raise
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is truncated or damaged ({error}). Download it again.") from error
+
+
+def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """A small entry, which has to be stored as it is: torch.save compresses nothing, and what is compressed can unpack
+    to any amount, whatever the directory says."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > _MAX_PICKLE_BYTES:
+        raise InputError(f"{path} is refused: its {name} is compressed, or larger than any state dict's.")
+    return archive.read(info)
 
 
 def _read_legacy(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, int]]:

@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.torch_file import read_torch_file
+from xtremes_jax.small_files import UnusableFile, read_object
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -31,7 +33,6 @@ WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, PICKLED, PICKLED_INDEX)
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".pt", ".ckpt", ".onnx", ".gguf")
 
 MAX_SHARD_BYTES = 5_000_000_000
-_MAX_JSON_BYTES = 64 << 20
 
 Reader = Callable[[], np.ndarray]
 
@@ -83,18 +84,11 @@ def read_tensors(directory: Path) -> Tensors:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold one object, of at most 64 MiB; InputError otherwise."""
+    """A JSON file that must hold one object; InputError otherwise (see `small_files.read_object`)."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise InputError(f"{path} is larger than 64 MiB, which no configuration file is. Check the download.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}). Download or export it again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
+        return read_object(path)
+    except UnusableFile as error:
+        raise InputError(f"{path} {error}. Download or export it again.") from error
 
 
 def write_safetensors(
@@ -167,17 +161,23 @@ def _read_sharded(index_path: Path) -> dict[str, Reader]:
     weight_map = read_json_object(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f'{index_path} has no "weight_map" from tensor names to file names. Download it again.')
+    listed: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        listed.setdefault(shard, []).append(name)
     readers: dict[str, Reader] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard, names in sorted(listed.items()):
         if shard in ("", ".", "..") or any(character in shard for character in "/\\\0:"):
-            raise InputError(f"{index_path} names the shard {shard!r}, which is not a plain file name: refused.")
+            raise InputError(f"{index_path} names the shard {shown(shard)}, which is not a plain file name: refused.")
         path = index_path.parent / shard
-        if not path.is_file():
-            raise InputError(f"{index_path} names the shard {shard}, which is missing. Download the whole model again.")
+        if not os.path.isfile(path):  # Path.is_file raises an error where a name is too long
+            what = f"{index_path} names the shard {shown(shard)}, which is missing or no file."
+            raise InputError(f"{what} Download the whole model again.")
         found = _read_file(path)
-        missing = [name for name, home in weight_map.items() if home == shard and name not in found]
+        missing = [name for name in names if name not in found]
         if missing:
-            raise InputError(f"{path} lacks {missing[0]} and {len(missing) - 1} more that {index_path.name} lists.")
+            raise InputError(
+                f"{path} lacks {shown(missing[0])} and {len(missing) - 1} more that {index_path.name} lists."
+            )
         # A tensor that the index does not list is still handed on, so that the conversion can report it by name.
         readers.update({name: read for name, read in found.items() if weight_map.get(name, shard) == shard})
     return readers

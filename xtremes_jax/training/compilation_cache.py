@@ -50,7 +50,7 @@ def use_compilation_cache(wanted: str | None, default_root: Path) -> None:
     if wanted is not None and "://" in wanted:
         _point_jax_at(wanted)
         return
-    directory = (default_root / "compiled" if wanted is None else Path(wanted).expanduser()) / host_kind()
+    directory = (default_root / "compiled" if wanted is None else Path(os.path.expanduser(wanted))) / host_kind()
     try:
         # What is checked is what is used: a link on the way may be led elsewhere afterwards.
         directory, reason = _make_private(directory)
