@@ -1,9 +1,10 @@
 """Who is process 0, how many there are, and which one this is: from flags and from what clusters set."""
 
+import jax
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.training.launch import Launch, find_launch
+from xtremes_jax.training.launch import Launch, find_launch, join
 
 SLURM = {
     "SLURM_JOB_ID": "4100", "SLURM_STEP_NODELIST": "gpu[07-09,12],cpu3", "SLURM_NTASKS": "8", "SLURM_PROCID": "5",
@@ -58,7 +59,17 @@ def test_jax_is_left_to_find_out():
     assert find_launch(None, None, None, environment=job) == Launch()
     assert find_launch(None, None, None, environment={"OMPI_COMM_WORLD_SIZE": "2"}) == Launch()
     assert find_launch(None, None, None, environment={"OMPI_COMM_WORLD_SIZE": "1"}) is None
-    assert find_launch(None, None, None, environment={}, on_tpu=True) == Launch()
+    assert find_launch(None, None, None, environment={}, on_tpu=True) == Launch(may_be_alone=True)
+    assert find_launch(None, None, None, environment=job, on_tpu=True) == Launch()
+
+
+def test_a_tpu_host_that_knows_of_no_others_is_alone(monkeypatch):
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", *SLURM):
+        monkeypatch.delenv(name, raising=False)
+    join(Launch(may_be_alone=True))
+    assert not jax.distributed.is_initialized()
+    with pytest.raises(InputError, match="A run of one process alone is --num_processes 1"):
+        join(Launch())
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ class Launch:
     process_id: int | None = None
     local_device_ids: tuple[int, ...] | None = None
     """Of the GPUs that this process uses; None for all that it sees."""
+    may_be_alone: bool = False
+    """Where JAX finds no others, there are none: a single TPU host need not say so."""
 
 
 def find_launch(
@@ -76,7 +78,9 @@ def find_launch(
         return _of_slurm(environment)
     in_indexed_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
     under_mpi = _number("OMPI_COMM_WORLD_SIZE", environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    return Launch() if on_tpu or in_indexed_job or under_mpi else None
+    if in_indexed_job or under_mpi:
+        return Launch()
+    return Launch(may_be_alone=True) if on_tpu else None
 
 
 def has_tpu() -> bool:
@@ -112,6 +116,9 @@ def join(launch: Launch | None) -> None:
             initialization_timeout=JOIN_TIMEOUT_SECONDS,
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if launch.may_be_alone and not jax.distributed.is_initialized():
+            logger.info("JAX finds no other hosts of this TPU: %s", error)
+            return
         raise _not_found(launch.coordinator_address or "the address that JAX has found out", error) from error
 
 
