@@ -82,6 +82,39 @@ def test_a_loop_that_does_not_say_its_rounds_counts_to_its_limit():
     assert Program(bare.replace("%inner", condition, 1)).times["inner"] == 33
 
 
+def test_a_loop_that_was_unrolled_counts_by_its_counters_stride():
+    text = """HloModule unrolled, num_partitions=1
+
+%body (p: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %two = u32[]{:T(128)} constant(2)
+  %p = (u32[], f32[4,4]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[4,4]{1,0} get-tuple-element(%p), index=1
+  %first = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %second = f32[4,4]{1,0} dot(%first, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] add(%i, %two)
+  ROOT %t = (u32[], f32[4,4]{1,0}) tuple(%next, %second)
+}
+
+%condition (p.1: (u32[], f32[4,4])) -> pred[] {
+  %limit = u32[] constant(7)
+  %p.1 = (u32[], f32[4,4]{1,0}) parameter(0)
+  %i.1 = u32[] get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (p.2: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %p.2 = (u32[], f32[4,4]{1,0}) parameter(0)
+  ROOT %w = (u32[], f32[4,4]{1,0}) while(%p.2), condition=%condition, body=%body
+}
+"""
+    assert Program(text).times["body"] == 4
+    assert Program(text).product_flops() == 4 * 2 * 2 * 4 * 4 * 4
+    by_one = text.replace("constant(2)", "constant(1)")
+    assert Program(by_one).times["body"] == 7
+    assert Program(text.replace("add(%i, %two)", "multiply(%i, %two)")).times["body"] == 7  # no stride is known
+
+
 def test_bytes_of_types():
     sizes = {"f32": 4, "bf16": 2, "f8e4m3fn": 1, "pred": 1, "s64": 8, "u8": 1, "c64": 8, "token": 0}
     assert {name: ArrayShape(name, ()).bytes for name in sizes} == sizes

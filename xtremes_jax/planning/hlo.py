@@ -144,7 +144,21 @@ class Program:
         condition = self.computations.get(re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1], [])
         compared = [i for i in condition if i.opcode == "compare" and "direction=LT" in i.attributes]
         limits = [i for i in condition if i.opcode == "constant" and compared and i.name in compared[-1].operands]
-        return int(limits[0].literal) if limits else 1
+        return -(-int(limits[0].literal) // self._stride(loop, condition, compared[-1])) if limits else 1
+
+    def _stride(self, loop: Instruction, condition: list[Instruction], compared: Instruction) -> int:
+        """By how much a loop's counter grows in a round: XLA unrolls some loops for TPUs and leaves their limit."""
+        counter = next((i for i in condition if i.name in compared.operands and i.opcode == "get-tuple-element"), None)
+        body = self.computations.get(re.search(r"body=%?([\w.\-]+)", loop.attributes)[1], [])
+        if counter is None or not body or body[-1].opcode != "tuple":
+            return 1
+        place = int(re.search(r"index=(\d+)", counter.attributes)[1])
+        known = {instruction.name: instruction for instruction in body}
+        grown = known.get(body[-1].operands[place]) if place < len(body[-1].operands) else None
+        if grown is None or grown.opcode != "add":
+            return 1
+        added = [known[name] for name in grown.operands if name in known and known[name].opcode == "constant"]
+        return max(1, int(added[0].literal)) if len(added) == 1 else 1
 
     def instructions(self) -> Iterator[tuple[Instruction, int]]:
         """Every instruction that runs, and how often. Both branches of a conditional count; a loop that does not say
