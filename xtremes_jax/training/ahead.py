@@ -226,7 +226,7 @@ class CompiledAhead:
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """The program for batches of this shape, not compiled yet."""
         with jax.set_mesh(self._mesh):  # a thread has a mesh of its own
-            return self._step.lower(*self._leading, jax.tree.map(_abstract, batch))
+            return self._step.lower(*self._leading, jax.tree.map(abstract, batch))
 
     def _compile(self, batch: Batch) -> Program:
         begun, hits = time.perf_counter(), getattr(_events, "hits", 0)
