@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-os.environ.setdefault("NO_GCE_CHECK", "true")
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
 
 
 def _tell_generations() -> None:
@@ -44,6 +44,8 @@ def local_bucket() -> Iterator[dict[str, str]]:
     variables = {
         "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
         "NO_GCE_CHECK": "true",
+        # Else the client looks for credentials and for the kind of bucket at addresses that never answer.
+        "FSSPEC_GS_TOKEN": "anon", "FSSPEC_GCS_TOKEN": "anon", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }  # fmt: skip
     try:
         yield variables

@@ -1,13 +1,13 @@
 """A run whose checkpoints lie in a bucket, with the real clients against a local service."""
 
-import gcsfs
-import numpy as np
 from bucket import local_bucket
 from corpora import write_corpus
-from runs import flags, parameters, rows, run_elsewhere
+from runs import flags, rows, run_elsewhere
 
 
 def test_a_run_keeps_its_checkpoints_in_a_bucket_and_goes_on_from_a_sound_one(tmp_path):
+    import gcsfs  # after `bucket`, which has set how it looks for things
+
     corpus = write_corpus(tmp_path / "corpus")
     settings = dict(do_eval=None, save_steps=2, hidden_dropout=0.1, save_total_limit=2, max_buckets=1)
     with local_bucket() as variables:
@@ -37,6 +37,6 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket_and_goes_on_from_a_sound_one(tm
         assert "The checkpoint gs://bucket/runs/one/6 is damaged: state/" in said
         assert "Going on from step 4 (gs://bucket/runs/one/4)" in said
         assert [row["step"] for row in rows(tmp_path / "second" / "batches.jsonl")] == [5, 6, 7, 8]
-        run("whole", 8, lr_scheduler_type="constant")
-    for name, value in parameters(tmp_path / "whole").items():
-        np.testing.assert_array_equal(parameters(tmp_path / "second")[name], value, err_msg=name)
+        assert rows(tmp_path / "second" / "batches.jsonl")[:2] == rows(tmp_path / "first" / "batches.jsonl")[4:]
+        lines = [rows(tmp_path / name / "metrics.jsonl") for name in ("second", "first")]
+        assert [row["loss"] for row in lines[0][:2]] == [row["loss"] for row in lines[1][4:]]

@@ -84,16 +84,31 @@ def test_one_process_then_two_then_four(corpus, whole, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_a_process_that_is_killed_takes_the_others_along(corpus, tmp_path):
-    output = tmp_path / "run"
-    company = train_together(2, command(corpus, output, devices=4, fsdp_devices=4, max_steps=10_000), devices=2)
-    company.wait_for(0, "step 3/")
+def test_a_process_that_is_killed_takes_the_others_along():
+    """They agree at every step, as a run does, until one of them is gone."""
+    company = talk(
+        2,
+        """
+        from types import SimpleNamespace
+        from xtremes_jax import command
+        def run(arguments):
+            agreement = processes.Agreement()
+            for step in range(10**9):
+                agreement(processes.Wishes())
+                if step == 9:
+                    print("under way")
+        arguments = SimpleNamespace(training=SimpleNamespace(
+            log_level="info", use_cpu=True, coordinator_address=None, num_processes=1, process_id=None))
+        command.leave(command.run_command(lambda argv: arguments, run, []))
+        """,
+    )
+    for index in range(2):
+        company.wait_for(index, "under way")
     company.processes[1].kill()
-    killed_after = [process.wait(timeout=60) for process in company.processes]
-    assert killed_after[1] == -signal.SIGKILL and killed_after[0] not in (0, None)
+    statuses = [process.wait(timeout=60) for process in company.processes]
+    assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, None)
     said = company.wait()[0].output
-    assert "another process may be lost" in said or "another task died" in said, said[-3000:]
-    assert any(path.name == "2" for path in (output / "checkpoints").iterdir())
+    assert "another process may be lost" in " ".join(said.split()) or "another task died" in said, said[-3000:]
 
 
 def test_a_process_with_another_command_line_is_found_out(corpus, tmp_path):

@@ -21,7 +21,7 @@ from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import DecoderConfig, ModelConfig
-from xtremes_jax.run_directory import SKIPPED
+from xtremes_jax.run_files import SKIPPED
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training import processes
 

@@ -14,18 +14,12 @@ from types import TracebackType
 from etils import epath
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.run_files import BATCHES, CHECKPOINTS, METRICS, NONFINITE, RECORD, SKIPPED, TENSORBOARD
 from xtremes_jax.training import processes
 from xtremes_jax.training.places import is_remote, place
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-BATCHES = "batches.jsonl"
-METRICS = "metrics.jsonl"
-NONFINITE = "nonfinite.jsonl"
-RECORD = "run.json"
-SKIPPED = "skipped.jsonl"
-TENSORBOARD = "runs"
 _LOCK = ".lock"
 _SHARED_WITHIN_SECONDS = 60.0
 _HALF_WRITTEN = re.compile(r"\.export-.+|\..+\.\d+(\.tmp)?")

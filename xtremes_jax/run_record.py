@@ -13,7 +13,7 @@ from xtremes_jax.arguments import DataArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.benchmark import TaskRun
 from xtremes_jax.evaluation.report import write_json
-from xtremes_jax.run_directory import RECORD
+from xtremes_jax.run_files import RECORD
 from xtremes_jax.small_files import UnusableFile, read_object
 from xtremes_jax.tasks import TASKS
 

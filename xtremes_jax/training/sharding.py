@@ -59,8 +59,9 @@ def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
     """Puts an array that every process holds on the devices of all of them; none gets more than its part."""
+    value = np.asarray(value)  # a scalar of NumPy's is no array
     return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
 
 
