@@ -67,10 +67,8 @@ def join_processes(training: TrainingArguments) -> None:
     """Joins the other processes of the run, if flags or the environment tell of any; see `training.launch`."""
     if training.use_cpu:
         jax.config.update("jax_platforms", "cpu")
-    launch = find_launch(
-        training.coordinator_address, training.num_processes, training.process_id, on_tpu=has_tpu()
-    )  # fmt: skip
-    join(launch)
+    place = training.coordinator_address, training.num_processes, training.process_id
+    join(find_launch(*place, on_tpu=has_tpu()))
 
 
 def _end(status: int, text: str) -> int:

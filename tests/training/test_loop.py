@@ -1,5 +1,6 @@
 """When the loop logs, evaluates, saves and stops, with a step that only counts."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -258,11 +259,8 @@ def test_a_signal_that_has_waited_ends_what_would_wait_long():
 
 def test_a_signal_is_not_caught_as_an_error():
     """Data preparation and libraries catch every `Exception`, to try again or to go on without."""
-    with pytest.raises(Interrupted), StopRequest():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except Exception:
-            pass
+    with pytest.raises(Interrupted), StopRequest(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_what_was_trained_is_saved_before_an_error():

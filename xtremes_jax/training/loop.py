@@ -124,10 +124,7 @@ def fit(
     progress = _Progress(state, hooks, stop, report, meter, step=start_step, saved=start_step)
     progress.losses.extend(note.losses)
     if note.evaluation_owed:
-        epoch, epoch_ended = epoch_of(start_step)
-        progress.planned = schedule.is_checkpoint_planned(start_step, epoch_ended)
-        progress.evaluate(epoch)
-        progress.save()
+        progress.make_up_for_evaluation(schedule, *epoch_of(start_step))
     if start_step < schedule.total_steps:
         with _saved_in_the_end(progress, schedule):
             for loaded in _interruptible(batches, stop):
@@ -262,6 +259,12 @@ class _Progress:
                 self.score, self.owed = self.hooks.evaluate(self.state, self.step, epoch), False
         except Interrupted:
             pass
+
+    def make_up_for_evaluation(self, schedule: Schedule, epoch: float, epoch_ended: bool) -> None:
+        """Scores the state that an earlier process has left without, and hands it over with that."""
+        self.planned = schedule.is_checkpoint_planned(self.step, epoch_ended)
+        self.evaluate(epoch)
+        self.save()
 
     def save(self) -> None:
         """Hands the state over, with what is known of it.
