@@ -20,7 +20,7 @@ from xtremes_jax.data.sources import RawSplit, SplitRequest, load_distractors, l
 from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.data.text import build_vocabulary, clean, unlisted_ignored
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import DecoderConfig, ModelConfig
+from xtremes_jax.models import DecoderConfig, config_from_huggingface
 from xtremes_jax.run_files import SKIPPED
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training import processes
@@ -165,7 +165,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     # Frames depend on the convolutions alone, so any head will do.
     options = {
         "kind": kind,
-        "num_frames": ModelConfig.from_huggingface(start.encoder_config, head="ctc").num_output_frames,
+        "num_frames": config_from_huggingface(start.encoder_config, head="ctc").num_output_frames,
         "tokenizer": tokenizer,
         "chars_to_ignore": data.chars_to_ignore,
         "max_target_length": longest_target(start),

@@ -276,7 +276,6 @@ def store_name(arguments: Arguments, encoder: ModelConfig, split: PreparedSplit,
     digest.update(np.ascontiguousarray(split.rows).tobytes())
     for name in sorted(name for name in state.frozen if is_feature_encoder(name)):
         value = np.ascontiguousarray(jax.device_get(state.frozen[name]))
-        # ASR's "wav2vec2." and translation's "encoder." stand before the same front end.
-        digest.update(json.dumps([name.partition(".")[2], value.dtype.name, value.shape]).encode())
+        digest.update(json.dumps([name, value.dtype.name, value.shape]).encode())
         digest.update(value.tobytes())
     return digest.hexdigest()[:24]

@@ -15,7 +15,7 @@ from xtremes_jax.data.pairs import Pairs
 from xtremes_jax.data.prepare import PreparedSplit
 from xtremes_jax.data.subwords import learn_tokenizer, load_subword_tokenizer
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import ModelConfig
+from xtremes_jax.models import config_from_huggingface
 from xtremes_jax.starting import StartingPoint
 
 LABELS_PER_SECOND = {"ctc": 16, "translation": 5, "classification": 0, "retrieval": 0}
@@ -93,7 +93,7 @@ def _lengths(buckets: Sequence[str], arguments: Arguments) -> dict[int, int | No
 
 
 def _check_one_frame(lengths: dict[int, int | None], start: StartingPoint) -> None:
-    encoder = ModelConfig.from_huggingface(start.encoder_config, head="ctc")
+    encoder = config_from_huggingface(start.encoder_config, head="ctc")
     shortest = min(lengths)
     if encoder.num_output_frames(shortest) < 1:
         raise InputError(

@@ -26,6 +26,7 @@ from xtremes_jax.models import (
     Report,
     TranslationConfig,
     build_model,
+    config_from_huggingface,
     flatten_params,
     from_encoder_and_decoder,
     from_huggingface,
@@ -203,7 +204,7 @@ def configure(start: StartingPoint, head: Head | None, changes: Mapping[str, Any
         InputError: the checkpoint is of another architecture, or its fields are of the wrong type or size.
     """
     with _of(start.source):
-        config = ModelConfig.from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
+        config = config_from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
     return _changed(config, changes)
 
 
@@ -223,7 +224,7 @@ def configure_translator(
     with _of(start.decoder.source):
         reader = DecoderConfig.from_huggingface(start.decoder.config)
     with _of(start.source):
-        speech = ModelConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
+        speech = config_from_huggingface(start.config, normalize_waveform=_normalizes(start))
     reader = _changed(reader, decoder)
     return TranslationConfig(
         encoder=_changed(dataclasses.replace(speech, head=None), encoder),

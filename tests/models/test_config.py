@@ -151,7 +151,7 @@ def count(config: ModelConfig) -> int:
     """Parameters of the model, without a head."""
     _, params = split_params(abstract_model(dataclasses.replace(config, head="ctc")))
     sizes = {name: int(np.prod(leaf.shape)) for name, leaf in flatten_params(params).items()}
-    return sum(size for name, size in sizes.items() if name.startswith("wav2vec2."))
+    return sum(size for name, size in sizes.items() if name.startswith("encoder."))
 
 
 def test_presets_have_as_many_parameters_as_the_published_models():

@@ -42,10 +42,10 @@ def test_there_and_back(layout, head, tiny_config, random_params, rng):
 
 def test_layouts_of_arrays(config, tensors):
     params = flatten_params(from_huggingface(tensors, config)[0])
-    q = params["wav2vec2.encoder.layers.attention.q_proj.kernel"]
+    q = params["encoder.encoder.layers.attention.q_proj.kernel"]
     np.testing.assert_array_equal(q[1], tensors["wav2vec2.encoder.layers.1.attention.q_proj.weight"].T)
     conv = tensors["wav2vec2.feature_extractor.conv_layers.3.conv.weight"]
-    ours = params["wav2vec2.feature_extractor.conv_layers.3.conv.kernel"]
+    ours = params["encoder.feature_extractor.conv_layers.3.conv.kernel"]
     assert ours[2, 1, 4] == conv[4, 1, 2]
     assert tensors[f"{NORM}.original0"].shape == (1, 1, 8) and tensors[f"{NORM}.original1"].shape == (12, 3, 8)
 

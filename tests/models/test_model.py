@@ -136,7 +136,7 @@ def test_parameters_are_named_as_in_transformers_and_are_all_there_is(tiny_confi
     graphdef, params = split_params(build_model(config, seed=3))
     assert graphdef == split_params(abstract_model(config))[0] and isinstance(hash(graphdef), int)
     flat = flatten_params(params)
-    assert flat["wav2vec2.encoder.layers.attention.q_proj.kernel"].shape == (2, 12, 12)
+    assert flat["encoder.encoder.layers.attention.q_proj.kernel"].shape == (2, 12, 12)
     assert all(leaf.dtype == jnp.float32 for leaf in flat.values())
     jax.tree.map(np.testing.assert_array_equal, unflatten_params(flat), params)
     again = flatten_params(split_params(build_model(config, seed=3))[1])
@@ -144,7 +144,7 @@ def test_parameters_are_named_as_in_transformers_and_are_all_there_is(tiny_confi
     for name, leaf in flat.items():
         np.testing.assert_array_equal(leaf, again[name])
         assert leaf.std() == 0 or (leaf != other[name]).any(), name
-    layers = flat["wav2vec2.encoder.layers.attention.q_proj.kernel"]
+    layers = flat["encoder.encoder.layers.attention.q_proj.kernel"]
     assert (layers[0] != layers[1]).any() and layers.std() == pytest.approx(0.02, rel=0.2)
 
 
@@ -163,8 +163,8 @@ def test_frozen_and_decayed_parameters(tiny_config):
     assert {name for name in names if not decays(name)} == {
         name for name in names if name.endswith(("bias", "norm.scale"))
     }
-    assert decays("wav2vec2.masked_spec_embed") and decays("layer_weights")
-    assert decays("wav2vec2.encoder.pos_conv_embed.weight_g")
+    assert decays("encoder.masked_spec_embed") and decays("layer_weights")
+    assert decays("encoder.encoder.pos_conv_embed.weight_g")
 
 
 def test_a_model_without_a_head_is_refused(tiny_config):

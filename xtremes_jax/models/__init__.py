@@ -1,10 +1,11 @@
-"""wav2vec 2.0 and XLS-R with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
+"""Speech encoders with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
-from xtremes_jax.models.config import PRESETS, ModelConfig, is_retrieval, label_names
+from xtremes_jax.models.config import ModelConfig, is_retrieval, label_names
 from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
+from xtremes_jax.models.families import FAMILIES, config_from_huggingface
 from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
 from xtremes_jax.models.generation_config import GenerationConfig
 from xtremes_jax.models.masking import Randomness
@@ -21,12 +22,14 @@ from xtremes_jax.models.model import (
     split_params,
     unflatten_params,
 )
+from xtremes_jax.models.presets import PRESETS
 from xtremes_jax.models.translation import TranslationModel, TranslationOutput
 from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE, TranslationConfig
 
 __all__ = [
     "DECODER_PRESETS",
     "DecoderConfig",
+    "FAMILIES",
     "Generated",
     "GenerationConfig",
     "ModelConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "TranslationOutput",
     "abstract_model",
     "build_model",
+    "config_from_huggingface",
     "decays",
     "decode_ctc",
     "flatten_params",

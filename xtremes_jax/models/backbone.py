@@ -1,4 +1,4 @@
-"""The wav2vec 2.0 model that all heads and decoders stand on: waveforms in, hidden states out."""
+"""The speech encoder that all heads and decoders stand on: waveforms in, hidden states out."""
 
 from typing import Any
 
@@ -19,15 +19,21 @@ HostOrDevice = np.ndarray | Array
 """Arrays that a model takes: NumPy's too."""
 
 
-class Wav2Vec2(nnx.Module):
-    """The model without a head: front end, projection, SpecAugment, encoder, adapter if any (`Wav2Vec2Model`)."""
+class Backbone(nnx.Module):
+    """The model without a head: front end, projection, SpecAugment, encoder, adapter if any (`Wav2Vec2Model`).
+
+    Other families differ in the classes of its parts.
+    """
+
+    projection_kind = FeatureProjection
+    encoder_kind = Encoder
 
     def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
         self.config = config
         self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
-        self.feature_projection = FeatureProjection(config, dtype=dtype, rngs=rngs)
+        self.feature_projection = self.projection_kind(config, dtype=dtype, rngs=rngs)
         self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
-        self.encoder = Encoder(config, dtype=dtype, remat=remat, rngs=rngs)
+        self.encoder = self.encoder_kind(config, dtype=dtype, remat=remat, rngs=rngs)
         self.adapter = Adapter(config, dtype=dtype, rngs=rngs) if config.add_adapter else None
 
     def extract_frames(

@@ -1,20 +1,18 @@
-"""The architecture of a wav2vec 2.0 / XLS-R model, to and from the `config.json` of Transformers."""
+"""The architecture of a speech encoder and its head, to and from the `config.json` of Transformers."""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config_fields import LARGEST_SIZE, check_field, check_parameters, from_json, shown
 
 Head = Literal["ctc", "classification", "retrieval"]
 
-_ARCHITECTURES: dict[str, Head] = {
-    "Wav2Vec2ForCTC": "ctc",
-    "Wav2Vec2ForSequenceClassification": "classification",
-}
+_ENDINGS: dict[str, Head] = {"ForCTC": "ctc", "ForSequenceClassification": "classification"}
+"""Of the names of Transformers' classes, which begin with the family's (`ModelConfig.architecture`)."""
 _HEAD_KEY = "xtremes_jax_head"
 """Key of config.json under which a retrieval model says what it is: to Transformers, it is a classifier whose logits,
 divided by their norm, are the embeddings."""
@@ -39,7 +37,21 @@ class ModelConfig:
 
     Field names and defaults are those of `transformers.Wav2Vec2Config`, which are the base model's. The object is
     hashable, so it can be a static argument of `jax.jit`. Raises `InputError` where the fields do not fit together.
+    Other families of encoders are subclasses, with what they have beside these fields.
     """
+
+    model_type: ClassVar[str] = "wav2vec2"
+    """What a `config.json` calls the family."""
+    family: ClassVar[str] = "wav2vec 2.0, XLSR-53, XLS-R"
+    """What people call it."""
+    architecture: ClassVar[str] = "Wav2Vec2"
+    """What the names of Transformers' classes begin with."""
+    root: ClassVar[str] = "wav2vec2"
+    """What the names of the encoder's tensors begin with in a checkpoint."""
+    lacking: ClassVar[tuple[str, ...]] = ()
+    """Fields of this class that the family's configuration in Transformers does not have: they keep their defaults."""
+    unsupported: ClassVar[tuple[str, ...]] = ("adapter_attn_dim", "position_embeddings_type", "quantization_config")
+    """Fields of a `config.json` that stand for parts which are not implemented here."""
 
     # The convolutional front end: waveform -> frames (50 a second with the default strides).
     conv_dim: tuple[int, ...] = (512,) * 7
@@ -157,14 +169,15 @@ class ModelConfig:
             normalize_waveform: `do_normalize` of the checkpoint's feature extractor.
 
         Raises:
-            InputError: the model is not wav2vec 2.0, or has a part that is not implemented; the field is named.
+            InputError: the model is of another family, or has a part that is not implemented; the field is named.
         """
-        _refuse_unsupported(config)
+        _refuse_unsupported(config, cls)
         if head is None and is_retrieval(config):
             head = "retrieval"
         elif head is None:
-            head = next((_ARCHITECTURES[name] for name in _architectures(config) if name in _ARCHITECTURES), None)
-        known = {field.name for field in dataclasses.fields(cls)} - set(_NOT_STORED_BY_TRANSFORMERS)
+            heads = {f"{cls.architecture}{ending}": head for ending, head in _ENDINGS.items()}
+            head = next((heads[name] for name in _architectures(config) if name in heads), None)
+        known = {field.name for field in dataclasses.fields(cls)} - {*_NOT_STORED_BY_TRANSFORMERS, *cls.lacking}
         fields = {name: value for name, value in config.items() if name in known and value is not None}
         if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get("hidden_size", 768):
             fields.pop("output_hidden_size", None)
@@ -188,15 +201,16 @@ class ModelConfig:
         names = [f"LABEL_{index}" for index in range(self.num_labels)] if label_names is None else list(label_names)
         if len(names) != self.num_labels:
             raise InputError(f"{len(names)} label names were given for a head of {self.num_labels} labels.")
-        written: dict[str, Any] = {"model_type": "wav2vec2", "dtype": "float32"}
+        written: dict[str, Any] = {"model_type": self.model_type, "dtype": "float32"}
         if self.head is not None:
             like = "classification" if self.head == "retrieval" else self.head
-            written["architectures"] = [name for name, head in _ARCHITECTURES.items() if head == like]
+            written["architectures"] = [f"{self.architecture}{end}" for end, head in _ENDINGS.items() if head == like]
         for field in dataclasses.fields(self):
-            if field.name not in _NOT_STORED_BY_TRANSFORMERS:
+            if field.name not in (*_NOT_STORED_BY_TRANSFORMERS, *self.lacking):
                 value = getattr(self, field.name)
                 written[field.name] = list(value) if isinstance(value, tuple) else value
-        written["output_hidden_size"] = self.output_width
+        if "output_hidden_size" in written:
+            written["output_hidden_size"] = self.output_width
         written["num_feat_extract_layers"] = len(self.conv_dim)
         if self.head == "classification":
             written["id2label"] = {str(index): name for index, name in enumerate(names)}
@@ -348,65 +362,14 @@ def _check(config: ModelConfig) -> None:
         raise InputError(f"head is {config.head!r}; it must be 'ctc', 'classification' or 'retrieval'.")
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Raises `InputError` for a `config.json` of another model, or of one with parts that are not implemented."""
-    model_type = config.get("model_type")
-    if model_type != "wav2vec2":
-        raise InputError(
-            f"config.json has model_type {shown(model_type)}; only 'wav2vec2' (wav2vec 2.0, XLSR-53, XLS-R) can be "
-            "loaded."
-        )
-    if config.get("adapter_attn_dim") is not None:
-        raise InputError(
-            f"config.json has adapter_attn_dim {shown(config['adapter_attn_dim'])}: per-language attention "
-            "adapters (MMS) are not implemented. Choose a checkpoint without them."
-        )
-    for name in ("position_embeddings_type", "quantization_config"):
+def _refuse_unsupported(config: Mapping[str, Any], kind: type[ModelConfig]) -> None:
+    """Raises `InputError` for a `config.json` of another family, or of a model with parts that are not implemented."""
+    if config.get("model_type") != kind.model_type:
+        raise InputError(f"config.json has model_type {shown(config.get('model_type'))}, not {kind.model_type!r}.")
+    for name in kind.unsupported:
         if config.get(name) is not None:
-            raise InputError(f"config.json sets {name} ({shown(config[name])}), which is not implemented here.")
-
-
-_BASE = ModelConfig()
-_XLS_R_300M = dataclasses.replace(
-    _BASE,
-    conv_bias=True,
-    feat_extract_norm="layer",
-    do_stable_layer_norm=True,
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    intermediate_size=4096,
-)
-_SMALL = dataclasses.replace(
-    _XLS_R_300M,
-    conv_dim=(128,) * 7,
-    hidden_size=256,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    intermediate_size=1024,
-    num_conv_pos_embeddings=32,
-    classifier_proj_size=128,
-)
-
-PRESETS: dict[str, ModelConfig] = {
-    "tiny": dataclasses.replace(
-        _SMALL,
-        conv_dim=(32,) * 7,
-        hidden_size=64,
-        num_hidden_layers=2,
-        intermediate_size=128,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        classifier_proj_size=64,
-    ),
-    "small": _SMALL,
-    "base": _BASE,
-    "xls_r_300m": _XLS_R_300M,
-    "xls_r_1b": dataclasses.replace(_XLS_R_300M, hidden_size=1280, num_hidden_layers=48, intermediate_size=5120),
-    "xls_r_2b": dataclasses.replace(_XLS_R_300M, hidden_size=1920, num_hidden_layers=48, intermediate_size=7680),
-}
-"""Named architectures, each written as its difference from another.
-
-`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R; `tiny` (for tests) and `small` (for small corpora, from random weights)
-are laid out as XLS-R and never published. None has a head yet: `dataclasses.replace(PRESETS[name], head="ctc", ...)`.
-"""
+            what = " (per-language attention adapters)" if name == "adapter_attn_dim" else ""
+            raise InputError(
+                f"config.json sets {name}{what} to {shown(config[name])}, which is not implemented here. Choose a "
+                "checkpoint without it."
+            )

@@ -2,13 +2,15 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from xtremes_jax.errors import InputError
+from xtremes_jax.models import tables
+from xtremes_jax.models.families import family_of
 from xtremes_jax.models.model import (
     AnyConfig,
     Params,
@@ -18,138 +20,19 @@ from xtremes_jax.models.model import (
     split_params,
     unflatten_params,
 )
+from xtremes_jax.models.naming import Rule
 from xtremes_jax.models.translation_config import TranslationConfig
 
 _NAMES_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How an array changes on its way: `ours` turns a Hugging Face array into ours, `theirs` turns it back."""
-
-    ours: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray], np.ndarray]
-
-
-_SAME = Transform(ours=lambda x: x, theirs=lambda x: x)
-_LINEAR = Transform(ours=lambda x: x.T, theirs=lambda x: x.T)
-"""`[outputs, inputs]` <-> `[inputs, outputs]`."""
-_CONV = Transform(ours=lambda x: x.transpose(2, 1, 0), theirs=lambda x: x.transpose(2, 1, 0))
-"""`[outputs, inputs, width]` <-> `[width, inputs, outputs]`."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One line of a table: `{i}` stands for a convolution, `{layer}` for a Transformer layer (ours are stacked)."""
-
-    ours: str
-    theirs: str
-    transform: Transform = _SAME
-
-
-def _linear(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.kernel", f"{theirs}.weight", _LINEAR), Rule(f"{ours}.bias", f"{theirs}.bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")]
-
-
-def within_translation(name: str) -> str:
-    """The name, in a translation model, of a part of the encoder."""
-    return f"encoder.{name.removeprefix('wav2vec2.')}"
-
-
-_EXTRACTOR = "wav2vec2.feature_extractor.conv_layers"
-_PROJECTION = "wav2vec2.feature_projection"
-_ENCODER = "wav2vec2.encoder"
-_ADAPTER = "wav2vec2.adapter"
-_POSITIONS = f"{_ENCODER}.pos_conv_embed"
-_WEIGHT_NORM = f"{_POSITIONS}.conv.parametrizations.weight"
-
-TABLE: tuple[Rule, ...] = (
-    Rule(f"{_EXTRACTOR}.{{i}}.conv.kernel", f"{_EXTRACTOR}.{{i}}.conv.weight", _CONV),
-    Rule(f"{_EXTRACTOR}.{{i}}.conv.bias", f"{_EXTRACTOR}.{{i}}.conv.bias"),
-    *_norm(f"{_EXTRACTOR}.{{i}}.layer_norm", f"{_EXTRACTOR}.{{i}}.layer_norm"),
-    *_norm(f"{_PROJECTION}.layer_norm", f"{_PROJECTION}.layer_norm"),
-    *_linear(f"{_PROJECTION}.projection", f"{_PROJECTION}.projection"),
-    Rule("wav2vec2.masked_spec_embed", "wav2vec2.masked_spec_embed"),
-    Rule(f"{_POSITIONS}.weight_g", f"{_WEIGHT_NORM}.original0", _CONV),
-    Rule(f"{_POSITIONS}.weight_v", f"{_WEIGHT_NORM}.original1", _CONV),
-    Rule(f"{_POSITIONS}.bias", f"{_POSITIONS}.conv.bias"),
-    *_norm(f"{_ENCODER}.layer_norm", f"{_ENCODER}.layer_norm"),
-    *(
-        rule
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj")
-        for rule in _linear(f"{_ENCODER}.layers.attention.{name}", f"{_ENCODER}.layers.{{layer}}.attention.{name}")
-    ),
-    *(
-        rule
-        for name in ("intermediate_dense", "output_dense")
-        for rule in _linear(
-            f"{_ENCODER}.layers.feed_forward.{name}", f"{_ENCODER}.layers.{{layer}}.feed_forward.{name}"
-        )
-    ),
-    *_norm(f"{_ENCODER}.layers.layer_norm", f"{_ENCODER}.layers.{{layer}}.layer_norm"),
-    *_norm(f"{_ENCODER}.layers.final_layer_norm", f"{_ENCODER}.layers.{{layer}}.final_layer_norm"),
-    *_linear(f"{_ADAPTER}.proj", f"{_ADAPTER}.proj"),
-    *_norm(f"{_ADAPTER}.proj_layer_norm", f"{_ADAPTER}.proj_layer_norm"),
-    Rule(f"{_ADAPTER}.layers.{{i}}.conv.kernel", f"{_ADAPTER}.layers.{{i}}.conv.weight", _CONV),
-    Rule(f"{_ADAPTER}.layers.{{i}}.conv.bias", f"{_ADAPTER}.layers.{{i}}.conv.bias"),
-    *_linear("lm_head", "lm_head"),
-    *_linear("projector", "projector"),
-    *_linear("classifier", "classifier"),
-    Rule("layer_weights", "layer_weights"),
-)
-"""Every parameter of an encoder and of its heads, under both names."""
-
-_DECODER = "decoder.model.decoder"
-_DECODER_LAYER = f"{_DECODER}.layers.{{layer}}"
-
-TRANSLATION_TABLE: tuple[Rule, ...] = (
-    *(
-        Rule(within_translation(rule.ours), within_translation(rule.theirs), rule.transform)
-        for rule in TABLE
-        if rule.ours.startswith("wav2vec2.")
-    ),
-    *_linear("enc_to_dec_proj", "enc_to_dec_proj"),
-    Rule("decoder.embed_tokens.embedding", f"{_DECODER}.embed_tokens.weight"),
-    Rule("decoder.embed_positions.embedding", f"{_DECODER}.embed_positions.weight"),
-    *(
-        rule
-        for attention in ("self_attn", "encoder_attn")
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj")
-        for rule in _linear(f"decoder.layers.{attention}.{name}", f"{_DECODER_LAYER}.{attention}.{name}")
-    ),
-    *_linear("decoder.layers.fc1", f"{_DECODER_LAYER}.fc1"),
-    *_linear("decoder.layers.fc2", f"{_DECODER_LAYER}.fc2"),
-    *(
-        rule
-        for name in ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
-        for rule in _norm(f"decoder.layers.{name}", f"{_DECODER_LAYER}.{name}")
-    ),
-    *_norm("decoder.layernorm_embedding", f"{_DECODER}.layernorm_embedding"),
-    *_norm("decoder.layer_norm", f"{_DECODER}.layer_norm"),
-)
-"""Every parameter of a translation model, under both names. The tied output is its embedding of tokens."""
 
 _TEMPERATURE = "logit_scale"
 """The one parameter that is kept in config.json: Transformers' classifier has no tensor for it."""
 
 HEADS = ("lm_head", "projector", "classifier", "layer_weights")
 PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
-_OLD_SPELLINGS = {
-    f"{_POSITIONS}.conv.weight_g": f"{_WEIGHT_NORM}.original0",
-    f"{_POSITIONS}.conv.weight_v": f"{_WEIGHT_NORM}.original1",
-}
-_OLD_SPELLINGS_IN_TRANSLATION = {
-    within_translation(old): within_translation(new) for old, new in _OLD_SPELLINGS.items()
-}
-_BACKBONE_ROOTS = ("feature_extractor", "feature_projection", "masked_spec_embed", "encoder", "adapter")
-MASK_VECTORS = ("wav2vec2.masked_spec_embed", "encoder.masked_spec_embed")
-EMBEDDING = f"{_DECODER}.embed_tokens.weight"
-TIED_OUTPUT = "decoder.lm_head.weight"
-"""In a translation checkpoint, the same tensor as `EMBEDDING`: either or both may be there."""
+_BACKBONE_PARTS = ("feature_extractor", "feature_projection", "masked_spec_embed", "encoder", "adapter")
+IN_TRANSLATION = "encoder"
+"""Root of the encoder's names in a translation model, whatever its family."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +54,10 @@ def _rules(config: AnyConfig) -> dict[str, Rule]:
     Raises:
         KeyError: a parameter has no line in the table (a mistake in this package).
     """
-    table = {rule.ours: rule for rule in (TRANSLATION_TABLE if isinstance(config, TranslationConfig) else TABLE)}
+    encoder = config.encoder if isinstance(config, TranslationConfig) else config
+    beside = tables.DECODER if isinstance(config, TranslationConfig) else tables.HEADS
+    lines = [rule.below("encoder", root_of(config)) for rule in family_of(encoder).table]
+    table = {rule.ours: rule for rule in (*lines, *beside)}
     rules = {}
     for name in _shapes(config):
         if name == _TEMPERATURE:
@@ -180,6 +66,16 @@ def _rules(config: AnyConfig) -> dict[str, Rule]:
         index = "".join(re.findall(r"\.(\d+)\.", name))
         rules[name] = Rule(name, rule.theirs.replace("{i}", index), rule.transform)
     return rules
+
+
+def root_of(config: AnyConfig) -> str:
+    """What the Hugging Face names of an encoder's parameters begin with."""
+    return IN_TRANSLATION if isinstance(config, TranslationConfig) else config.root
+
+
+def _mask_vector(config: AnyConfig) -> str:
+    """The Hugging Face name of the vector that masked frames are replaced with."""
+    return f"{root_of(config)}.masked_spec_embed"
 
 
 @functools.cache
@@ -206,8 +102,8 @@ def from_huggingface(
 ) -> tuple[Params, Report]:
     """Turns the tensors of a Transformers checkpoint into parameters (float32 NumPy arrays).
 
-    Both spellings of weight norm, and names with and without "wav2vec2." in front, are understood. The tensors are
-    looked up one by one, so a lazily reading mapping keeps memory at about one copy of the model.
+    Both spellings of weight norm, and names with and without the root ("wav2vec2.") in front, are understood. The
+    tensors are looked up one by one, so a lazily reading mapping keeps memory at about one copy of the model.
 
     Args:
         tensors: name -> array of any floating point type (bfloat16 as in `ml_dtypes`).
@@ -220,17 +116,17 @@ def from_huggingface(
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
     """
     heads = () if isinstance(config, TranslationConfig) else HEADS
-    names = {_canonical(name, config): name for name in tensors}
+    names = {canonical_name(name, root_of(config)): name for name in tensors}
     if len(names) < len(tensors):
         twice = sorted(set(tensors) - set(names.values()))
         raise InputError(f"The checkpoint holds these tensors under two names: {_listed(twice)}.")
-    if isinstance(config, TranslationConfig) and TIED_OUTPUT in names:
-        output = names.pop(TIED_OUTPUT)
-        check_tied(tensors, [names.setdefault(EMBEDDING, output), output])
+    if isinstance(config, TranslationConfig) and tables.TIED_OUTPUT in names:
+        output = names.pop(tables.TIED_OUTPUT)
+        check_tied(tensors, [names.setdefault(tables.EMBEDDING, output), output])
     params, absent, missing = fill(tensors, names, config, heads if replace_head else ())
     unexpected = sorted(set(names) - set(their_names(config)))
     new_head = [name for name in missing if name.split(".")[0] in heads]
-    _refuse_mismatch(missing, unexpected, set(names), heads)
+    _refuse_mismatch([name for name in missing if name != _mask_vector(config)], unexpected, set(names), heads)
     params.update(newly_drawn(config, seed, absent))
     if not isinstance(config, TranslationConfig) and config.head == "retrieval":
         params[_TEMPERATURE] = np.float32(config.logit_scale)
@@ -308,23 +204,16 @@ def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
             tensors[name] = np.ascontiguousarray(rule.transform.theirs(part))
     encoder = config.encoder if isinstance(config, TranslationConfig) else config
     if encoder.mask_time_prob == 0 and encoder.mask_feature_prob == 0:
-        for name in MASK_VECTORS:
-            tensors.pop(name, None)
+        tensors.pop(_mask_vector(config), None)
     return tensors
 
 
-def _canonical(name: str, config: AnyConfig) -> str:
-    """A checkpoint's name in the spelling of the table."""
-    if isinstance(config, TranslationConfig):
-        return _OLD_SPELLINGS_IN_TRANSLATION.get(name, name)
-    return backbone_name(name)
-
-
-def backbone_name(name: str) -> str:
-    """A name of an encoder's checkpoint in the spelling of the table."""
-    if name.split(".")[0] in _BACKBONE_ROOTS:
-        name = f"wav2vec2.{name}"
-    return _OLD_SPELLINGS.get(name, name)
+def canonical_name(name: str, root: str) -> str:
+    """A checkpoint's name in the spelling of the tables; `root` is what its encoder's names begin with, or lack."""
+    if root != IN_TRANSLATION and name.split(".")[0] in _BACKBONE_PARTS:
+        name = f"{root}.{name}"
+    first, _, rest = name.partition(".")
+    return f"{root}.{tables.OLD_SPELLINGS.get(rest, rest)}" if first == root and rest else name
 
 
 def _read(
@@ -348,14 +237,13 @@ def _read(
 
 
 def _refuse_mismatch(missing: Iterable[str], unexpected: Iterable[str], held: set[str], heads: tuple[str, ...]) -> None:
-    """Raises `InputError` for what is neither a new head, nor the mask vector, nor a known leftover."""
+    """Raises `InputError` for what is neither a new head nor a known leftover."""
     part_of_head = {name.split(".")[0] for name in held} & set(heads)
     lacking = [
         name
         for name in missing
-        if name not in MASK_VECTORS
         # A head may be absent as a whole, or replaced; one that lacks a tensor is a damaged checkpoint.
-        and not (name.split(".")[0] in heads and (name in held or name.split(".")[0] not in part_of_head))
+        if not (name.split(".")[0] in heads and (name in held or name.split(".")[0] not in part_of_head))
     ]
     leftovers = (*heads, *PRETRAINING_LEFTOVERS) if heads else ()
     refuse(lacking, [name for name in unexpected if name.split(".")[0] not in leftovers])

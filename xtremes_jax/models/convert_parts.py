@@ -1,4 +1,4 @@
-"""A translation model's parameters from two checkpoints: a wav2vec 2.0 encoder and an mBART decoder."""
+"""A translation model's parameters from two checkpoints: a speech encoder and an mBART decoder."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,20 +7,19 @@ import numpy as np
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.convert import (
-    EMBEDDING,
     HEADS,
-    MASK_VECTORS,
+    IN_TRANSLATION,
     PRETRAINING_LEFTOVERS,
     Report,
-    backbone_name,
+    canonical_name,
     check_tied,
     fill,
     newly_drawn,
     refuse,
     their_names,
-    within_translation,
 )
 from xtremes_jax.models.model import Params, unflatten_params
+from xtremes_jax.models.tables import EMBEDDING
 from xtremes_jax.models.translation_config import TranslationConfig
 from xtremes_jax.models.weights import Tensors
 
@@ -40,7 +39,7 @@ def from_encoder_and_decoder(
     """Parameters (float32 NumPy arrays) to start a translation model from.
 
     Args:
-        encoder: tensors of any wav2vec 2.0 checkpoint: pretraining leftovers and heads are left out.
+        encoder: tensors of any checkpoint of the encoder's family: pretraining leftovers and heads are left out.
         decoder: tensors of `MBartForConditionalGeneration` (its text encoder is left out), `MBartModel` or
             `MBartForCausalLM`.
         config: the model to fill.
@@ -54,13 +53,13 @@ def from_encoder_and_decoder(
     Raises:
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
     """
-    readers, left_out = {}, []
+    readers, left_out, root = {}, [], config.encoder.root
     for name in encoder:
-        canonical = backbone_name(name)
+        canonical = canonical_name(name, root)
         if canonical.split(".")[0] in (*HEADS, *PRETRAINING_LEFTOVERS):
             left_out.append(name)
-        elif canonical.startswith("wav2vec2."):
-            _add(readers, within_translation(canonical), encoder, name)
+        elif canonical.startswith(f"{root}."):
+            _add(readers, f"{IN_TRANSLATION}.{canonical.removeprefix(f'{root}.')}", encoder, name)
         else:
             refuse([], [name])
     embeddings = [name for name in _EMBEDDINGS if name in decoder]
@@ -97,7 +96,7 @@ def _add(readers: dict, name: str, tensors: Mapping[str, np.ndarray], source: st
 
 def _may_be_new(name: str, held: Mapping[str, np.ndarray]) -> bool:
     """Whether an absent tensor belongs to a part that may be drawn anew, and of which nothing is there."""
-    if name in MASK_VECTORS:
+    if name == f"{IN_TRANSLATION}.masked_spec_embed":
         return True
     if _CROSS_ATTENTION in name:
         return not any(_CROSS_ATTENTION in other for other in held)

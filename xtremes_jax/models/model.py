@@ -9,8 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int16, Key
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
+from xtremes_jax.models.backbone import Backbone, HostOrDevice
 from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.families import family_of
 from xtremes_jax.models.heads import classification_logits, ctc_logits, unit_embeddings
 from xtremes_jax.models.layers import linear
 from xtremes_jax.models.masking import Randomness
@@ -34,20 +35,21 @@ class ModelOutput(NamedTuple):
 
 
 class SpeechModel(nnx.Module):
-    """wav2vec 2.0 with a head: `model(audio, audio_lengths)` takes raw 16 kHz audio and gives logits.
+    """A speech encoder with a head: `model(audio, audio_lengths)` takes raw 16 kHz audio and gives logits.
 
-    Parameters are named as in Transformers and are all `nnx.Param` in float32; there is no other state, so
-    `split_params` and `merge` turn a model into a pure function of its parameters. Build it with `build_model`.
+    Parameters are named `encoder.…`, below which and in the head they are named as in Transformers; all are `nnx.Param`
+    in float32 and there is no other state, so `split_params` and `merge` turn a model into a pure function of its
+    parameters. Build it with `build_model`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.float32, remat: str = "none", rngs: nnx.Rngs):
         if config.head is None:
             raise InputError(
-                "This configuration has no head. Choose one with ModelConfig.from_huggingface(..., head='ctc' or "
+                "This configuration has no head. Choose one with config_from_huggingface(..., head='ctc' or "
                 "'classification' or 'retrieval'), or load a checkpoint that was fine-tuned."
             )
         self.config = config
-        self.wav2vec2 = Wav2Vec2(config, dtype=dtype, remat=remat, rngs=rngs)
+        self.encoder = family_of(config).backbone(config, dtype=dtype, remat=remat, rngs=rngs)
         if config.head == "ctc":
             # In half precision the products are still summed, and the logits given, in float32.
             self.lm_head = linear(
@@ -69,9 +71,9 @@ class SpeechModel(nnx.Module):
             self.logit_scale = nnx.Param(jnp.full((), config.logit_scale, jnp.float32))
 
     @property
-    def backbone(self) -> Wav2Vec2:
+    def backbone(self) -> Backbone:
         """The model without its head."""
-        return self.wav2vec2
+        return self.encoder
 
     def __call__(
         self,
@@ -97,10 +99,10 @@ class SpeechModel(nnx.Module):
             audio_lengths = jnp.asarray(audio_lengths)
         config = self.config
         if frames is None:
-            frames = self.wav2vec2.extract_frames(jnp.asarray(audio), audio_lengths)
+            frames = self.encoder.extract_frames(jnp.asarray(audio), audio_lengths)
         weighted = config.head != "ctc" and config.use_weighted_layer_sum
         weights = jax.nn.softmax(self.layer_weights[...]) if weighted else None
-        hidden, lengths = self.wav2vec2(jnp.asarray(frames), audio_lengths, randomness, weights)
+        hidden, lengths = self.encoder(jnp.asarray(frames), audio_lengths, randomness, weights)
         if config.head == "classification":
             return ModelOutput(classification_logits(self.projector, self.classifier, hidden, lengths), None)
         if config.head == "retrieval":
@@ -153,7 +155,7 @@ def merge(graphdef: Any, params: Params) -> AnyModel:
 
 
 def flatten_params(params: Params, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as a flat one, with dotted names: `wav2vec2.encoder.layers.attention.q_proj.kernel`."""
+    """A nested dict as a flat one, with dotted names: `encoder.encoder.layers.attention.q_proj.kernel`."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
@@ -184,7 +186,7 @@ def path_name(path: str | Sequence[Any]) -> str:
 
 def is_feature_encoder(path: str | Sequence[Any]) -> bool:
     """Whether a parameter belongs to the convolutional front end, which `freeze_feature_encoder` freezes."""
-    return path_name(path).startswith(("wav2vec2.feature_extractor.", "encoder.feature_extractor."))
+    return path_name(path).startswith("encoder.feature_extractor.")
 
 
 def decays(path: str | Sequence[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Speech translation: a wav2vec 2.0 encoder whose frames an mBART decoder reads (`SpeechEncoderDecoderModel`)."""
+"""Speech translation: a speech encoder whose frames an mBART decoder reads (`SpeechEncoderDecoderModel`)."""
 
 from typing import Any, NamedTuple
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int16
 
-from xtremes_jax.models.backbone import HostOrDevice, Wav2Vec2
+from xtremes_jax.models.backbone import Backbone, HostOrDevice
 from xtremes_jax.models.decoder import Decoder
+from xtremes_jax.models.families import family_of
 from xtremes_jax.models.layers import Linear
 from xtremes_jax.models.masking import DECODER, Randomness, fold, frame_mask
 from xtremes_jax.models.translation_config import TranslationConfig
@@ -24,7 +25,7 @@ class TranslationOutput(NamedTuple):
 
 
 class TranslationModel(nnx.Module):
-    """wav2vec 2.0 and an mBART decoder: raw 16 kHz audio and the labels so far in, logits of the next label out.
+    """A speech encoder and an mBART decoder: raw 16 kHz audio and the labels so far in, logits of the next label out.
 
     Parameters are named `encoder.…`, `enc_to_dec_proj.…` (where the widths differ) and `decoder.…`, below which they
     are named as in Transformers; all are `nnx.Param` in float32. Build it with `build_model`.
@@ -32,7 +33,7 @@ class TranslationModel(nnx.Module):
 
     def __init__(self, config: TranslationConfig, *, dtype: Any = jnp.float32, remat: str = "none", rngs: nnx.Rngs):
         self.config = config
-        self.encoder = Wav2Vec2(config.encoder, dtype=dtype, remat=remat, rngs=rngs)
+        self.encoder = family_of(config.encoder).backbone(config.encoder, dtype=dtype, remat=remat, rngs=rngs)
         self.decoder = Decoder(config.decoder, dtype=dtype, remat=remat, rngs=rngs)
         if config.has_projection:
             self.enc_to_dec_proj = Linear(
@@ -44,7 +45,7 @@ class TranslationModel(nnx.Module):
             )
 
     @property
-    def backbone(self) -> Wav2Vec2:
+    def backbone(self) -> Backbone:
         """The encoder."""
         return self.encoder
 

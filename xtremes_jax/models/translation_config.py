@@ -9,6 +9,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.config_fields import check_field, shown
 from xtremes_jax.models.decoder_config import DecoderConfig, check_token, single
+from xtremes_jax.models.families import config_from_huggingface
 
 _TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 TRANSLATION_MODEL_TYPE = "speech-encoder-decoder"
@@ -16,7 +17,7 @@ TRANSLATION_MODEL_TYPE = "speech-encoder-decoder"
 
 @dataclass(frozen=True)
 class TranslationConfig:
-    """A wav2vec 2.0 encoder, an mBART decoder that reads it, and the tokens that begin and end a translation.
+    """A speech encoder, an mBART decoder that reads it, and the tokens that begin and end a translation.
 
     The object is hashable. Raises `InputError` where the parts do not fit together.
     """
@@ -106,7 +107,7 @@ class TranslationConfig:
                 check_field(field, tokens[field.name])
         encoder = dict(parts["encoder"]) | {"architectures": None}
         return cls(
-            encoder=ModelConfig.from_huggingface(encoder, normalize_waveform=normalize_waveform),
+            encoder=config_from_huggingface(encoder, normalize_waveform=normalize_waveform),
             decoder=decoder,
             **tokens,
         )

@@ -1,0 +1,46 @@
+"""The families of speech encoders: what a `config.json` calls each, its configuration, its modules, its names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.models.backbone import Backbone
+from xtremes_jax.models.config import Head, ModelConfig
+from xtremes_jax.models.config_fields import shown
+from xtremes_jax.models.naming import Rule
+from xtremes_jax.models.tables import BACKBONE
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, which `model_type` of its configuration names."""
+
+    config: type[ModelConfig]
+    backbone: type[Backbone]
+    table: tuple[Rule, ...] = BACKBONE
+
+
+FAMILIES: dict[str, Family] = {family.config.model_type: family for family in (Family(ModelConfig, Backbone),)}
+"""All of them. To add one: a file with its configuration, its modules and its table, and a line here."""
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that a configuration belongs to."""
+    return FAMILIES[config.model_type]
+
+
+def config_from_huggingface(
+    config: Mapping[str, Any], *, head: Head | None = None, normalize_waveform: bool = True
+) -> ModelConfig:
+    """The configuration in a `config.json`, of the family that it names; see `ModelConfig.from_huggingface`.
+
+    Raises:
+        InputError: the family is unknown, or has a part that is not implemented.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(f"'{name}' ({family.config.family})" for name, family in FAMILIES.items())
+        raise InputError(f"config.json has model_type {shown(model_type)}; what can be loaded is {known}.")
+    kind = FAMILIES[model_type].config
+    return kind.from_huggingface(config, head=head, normalize_waveform=normalize_waveform)
