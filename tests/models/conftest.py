@@ -53,7 +53,9 @@ def random_params():
             noise = rng.standard_normal(leaf.shape).astype(np.float32)
             if name.endswith("kernel"):
                 params[name] = noise * np.float32(np.prod(leaf.shape[-3:-1]) ** -0.5)
-            elif name.endswith(("scale", "weight_g")):
+            elif name.endswith("running_var"):
+                params[name] = np.float32(0.5) + noise**2
+            elif name.endswith(("scale", "weight_g", "rel_pos_const")):
                 params[name] = np.float32(1) + np.float32(0.2) * noise
             else:
                 params[name] = np.float32(0.2) * noise

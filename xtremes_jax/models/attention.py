@@ -34,6 +34,7 @@ def attend(
     value: Float[Array, "batch frames heads head_features"],
     lengths: Int[Array, " batch"] | None,
     *,
+    bias: Float[Array, "batch heads queries frames"] | None = None,
     is_causal: bool = False,
     dropout_rate: float = 0.0,
     randomness: Randomness | None = None,
@@ -43,30 +44,32 @@ def attend(
     Args:
         query, key, value: in the compute dtype.
         lengths: keys (frames) that count in each row; None means all. Rows of length 0 give finite numbers.
+        bias: what is added to the scaled scores.
         is_causal: whether a query looks only at the keys up to its own place; there are as many of both, then.
-        dropout_rate: of the attention probabilities; where none applies, cuDNN's fused kernel is used on GPUs that have
-            it and for the dtypes and head sizes that it takes.
+        dropout_rate: of the attention probabilities; where neither it nor a bias applies, cuDNN's fused kernel is used
+            on GPUs that have it and for the dtypes and head sizes that it takes (it has no gradient for a bias of
+            every row).
         randomness: keys already folded for this purpose; None means no dropout.
     """
     if key.shape[1] == 0:
         return jnp.zeros_like(query)
     # A row without any key looks at its first frame: neither path then has to say what it makes of none.
     lengths = None if lengths is None else jnp.maximum(lengths, 1)
-    if (randomness is None or dropout_rate == 0.0) and _use_cudnn(query):
+    if bias is None and (randomness is None or dropout_rate == 0.0) and _use_cudnn(query):
         return jax.nn.dot_product_attention(
             query, key, value, is_causal=is_causal, key_value_seq_lengths=lengths, implementation="cudnn"
         )
     # Not `implementation="xla"`, whose float16 gradient does not compile on CPUs.
     # Lengths as something to add: a choice by them inside of the loop over pieces would not be vectorised on CPUs.
-    bias = None
+    mask = None
     if lengths is not None:
-        bias = jnp.where(frame_mask(lengths, key.shape[1]), 0.0, _MASKED)[:, None, :]
-        bias = jnp.broadcast_to(bias, (*query.shape[:1], query.shape[2], key.shape[1]))
+        mask = jnp.where(frame_mask(lengths, key.shape[1]), 0.0, _MASKED)[:, None, :]
+        mask = jnp.broadcast_to(mask, (*query.shape[:1], query.shape[2], key.shape[1]))
     draws = None
     if randomness is not None and dropout_rate > 0.0:
         heads = jnp.arange(query.shape[2])
         draws = jax.vmap(lambda key: jax.vmap(lambda head: jax.random.fold_in(key, head))(heads))(randomness.rows)
-    return _attend_explicitly(query, key, value, bias, draws, is_causal, dropout_rate)
+    return _attend_explicitly(query, key, value, bias, mask, draws, is_causal, dropout_rate)
 
 
 class _Piece(NamedTuple):
@@ -75,45 +78,66 @@ class _Piece(NamedTuple):
     query: Float[Array, "heads queries head_features"]
     key: Float[Array, "heads frames head_features"]
     value: Float[Array, "heads frames head_features"]
-    bias: Float[Array, "heads frames"] | None
+    bias: Float[Array, "heads queries frames"] | None
+    mask: Float[Array, "heads frames"] | None
     draws: Key[Array, " heads"] | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _attend_explicitly(
-    query: Array, key: Array, value: Array, bias: Array | None, draws: Array | None, is_causal: bool, rate: float
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    draws: Array | None,
+    is_causal: bool,
+    rate: float,
 ) -> Array:
     """`attend` by its definition, piece by piece, so that a piece's scores stay in the processor's cache.
 
     The gradient keeps no probabilities, `[batch, heads, queries, frames]`, but computes them again, as FlashAttention
     does (Dao et al. 2022): writing and reading them costs more than that.
     """
-    return _attend_forward(query, key, value, bias, draws, is_causal, rate)[0]
+    return _attend_forward(query, key, value, bias, mask, draws, is_causal, rate)[0]
 
 
 def _attend_forward(
-    query: Array, key: Array, value: Array, bias: Array | None, draws: Array | None, is_causal: bool, rate: float
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    draws: Array | None,
+    is_causal: bool,
+    rate: float,
 ) -> tuple[Array, tuple]:
     split, join = _pieces_of(query, key)
-    pieces = _Piece(*map(split, (query, key, value, bias, draws)))
-    mixed, level = jax.lax.map(lambda piece: _mix(piece, is_causal, rate), pieces)
-    kept = checkpoint_name((join(mixed), level), PRODUCT)
-    return kept[0], (query, key, value, bias, draws, *kept)
+    inputs = (*map(_heads_first, (query, key, value)), bias, mask, draws)
+    mixed, level = jax.lax.map(lambda piece: _mix(piece, is_causal, rate), _Piece(*map(split, inputs)))
+    mixed, level = checkpoint_name((join(mixed), level), PRODUCT)
+    return _heads_first(mixed), (*inputs, mixed, level)
 
 
 def _attend_backward(is_causal: bool, rate: float, saved: tuple, gradient: Array) -> tuple:
-    query, key, value, bias, draws, mixed, level = saved
-    split, join = _pieces_of(query, key)
-    pieces = _Piece(*map(split, (query, key, value, bias, draws)))
+    *inputs, mixed, level = saved
+    split, join = _pieces_of(*map(_heads_first, inputs[:2]))
 
-    def pull(inputs: tuple) -> tuple[Array, Array, Array]:
+    def pull(inputs: tuple) -> tuple[Array | None, ...]:
         return _pull_piece(*inputs, is_causal, rate)
 
-    gradients = jax.lax.map(pull, (pieces, split(mixed), level, split(gradient)))
-    return *map(join, gradients), None, None
+    pieces = _Piece(*map(split, inputs))
+    gradients = jax.lax.map(pull, (pieces, split(mixed), level, split(_heads_first(gradient))))
+    *of_inputs, of_bias = (None if gradient is None else join(gradient) for gradient in gradients)
+    return *map(_heads_first, of_inputs), of_bias, None, None
 
 
 _attend_explicitly.defvjp(_attend_forward, _attend_backward)
+
+
+def _heads_first(x: Float[Array, "batch one other features"]) -> Float[Array, "batch other one features"]:
+    """`[batch, places, heads, features]` as `[batch, heads, places, features]`, or the other way round."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array | None], Callable[[Array], Array]]:
@@ -134,17 +158,16 @@ def _pieces_of(query: Array, key: Array) -> tuple[Callable[[Array | None], Array
     grid = (batch // rows, rows, heads // some, some)
 
     def split(x: Array | None) -> Array | None:
-        """`[batch, places, heads, features]` or `[batch, heads, ...]` to `[pieces, heads of a piece, ...]`."""
+        """`[batch, heads, ...]` to `[pieces, heads of a piece, ...]`."""
         if x is None:
             return None
-        x = jnp.swapaxes(x, 1, 2) if x.ndim == 4 else x
         x = jnp.swapaxes(x.reshape(*grid, *x.shape[2:]), 1, 2)
         return x.reshape(grid[0] * grid[2], rows * some, *x.shape[4:])
 
     def join(x: Array) -> Array:
-        """`[pieces, heads of a piece, places, features]` back to `[batch, places, heads, features]`."""
+        """`[pieces, heads of a piece, ...]` back to `[batch, heads, ...]`."""
         x = jnp.swapaxes(x.reshape(grid[0], grid[2], rows, some, *x.shape[2:]), 1, 2)
-        return jnp.swapaxes(x.reshape(batch, heads, *x.shape[4:]), 1, 2)
+        return x.reshape(batch, heads, *x.shape[4:])
 
     return split, join
 
@@ -159,7 +182,9 @@ def _scores(piece: _Piece, is_causal: bool) -> Array:
     scaled = piece.query * jnp.asarray(piece.query.shape[-1] ** -0.5, piece.query.dtype)
     scores = jnp.einsum("hqd,hkd->hqk", scaled, piece.key, preferred_element_type=jnp.float32)
     if piece.bias is not None:
-        scores = scores + piece.bias[:, None, :]
+        scores = scores + piece.bias.astype(jnp.float32)
+    if piece.mask is not None:
+        scores = scores + piece.mask[:, None, :]
     return jnp.where(jnp.tri(*scores.shape[1:], dtype=bool), scores, _MASKED) if is_causal else scores
 
 
@@ -182,9 +207,9 @@ def _mix(piece: _Piece, is_causal: bool, rate: float) -> tuple[Array, Array]:
 
 def _pull_piece(
     piece: _Piece, mixed: Array, level: Array, gradient: Array, is_causal: bool, rate: float
-) -> tuple[Array, Array, Array]:
-    """The gradients of a piece's queries, keys and values. Masked scores have none: their probability is 0."""
-    query, key, value, _, draws = piece
+) -> tuple[Array, Array, Array, Array | None]:
+    """The gradients of a piece's queries, keys, values and bias. Masked scores have none: their probability is 0."""
+    query, key, value, bias, _, draws = piece
     probabilities = jnp.exp(_scores(piece, is_causal) - level)
     dropped = _drop(probabilities, rate, draws).astype(value.dtype)
     of_value = jnp.einsum("hqk,hqd->hkd", dropped, gradient)
@@ -192,11 +217,13 @@ def _pull_piece(
     of_probabilities = _drop(of_probabilities, rate, draws)
     # The mean of the probabilities' gradients, which the softmax takes off, is that of the result along itself.
     along = jnp.einsum("hqd,hqd->hq", gradient, mixed, preferred_element_type=jnp.float32)[..., None]
-    of_scores = (probabilities * (of_probabilities - along)).astype(query.dtype)
+    of_scores = probabilities * (of_probabilities - along)
+    of_bias = None if bias is None else of_scores.astype(bias.dtype)
+    of_scores = of_scores.astype(query.dtype)
     scale = jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     of_query = jnp.einsum("hqk,hkd->hqd", of_scores, key) * scale
     of_key = jnp.einsum("hqk,hqd->hkd", of_scores, query * scale)
-    return of_query, of_key, of_value
+    return of_query, of_key, of_value, of_bias
 
 
 def _use_cudnn(query: Float[Array, "batch queries heads head_features"]) -> bool:
@@ -226,15 +253,30 @@ class SelfAttention(nnx.Module):
         x: Float[Array, "batch frames features"],
         lengths: Int[Array, " batch"] | None,
         randomness: Randomness | None,
+        places: Any = None,
     ) -> Float[Array, "batch frames features"]:
-        """Every frame looks at the valid frames of its row; `lengths` is in frames."""
+        """Every frame looks at the valid frames of its row.
+
+        Args:
+            x: the frames.
+            lengths: in frames.
+            randomness: keys folded for the attention of this layer.
+            places: of the encoder's `places`, for families whose attention has a bias by them.
+        """
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
         mixed = attend(
             self.q_proj(x).reshape(heads),
             self.k_proj(x).reshape(heads),
             self.v_proj(x).reshape(heads),
             lengths,
+            bias=self.bias(x, places),
             dropout_rate=self.config.attention_dropout,
             randomness=randomness,
         )
         return self.out_proj(mixed.reshape(x.shape))
+
+    def bias(
+        self, x: Float[Array, "batch frames features"], places: Any
+    ) -> Float[Array, "batch heads frames frames"] | None:
+        """What the scores of the frames' looks at each other begin with; None here."""
+        return None

@@ -28,6 +28,8 @@ _RATES = (
     "final_dropout",
     "layerdrop",
 )
+ADAPTER_FIELDS = ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")
+"""Fields of the convolutional adapter, which not every family has."""
 _NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform")
 
 
@@ -257,13 +259,18 @@ class ModelConfig:
         inputs = (1, *self.conv_dim[:-1])
         count = sum(i * o * k for i, o, k in zip(inputs, self.conv_dim, self.conv_kernel, strict=True))
         count += self.conv_dim[-1] * width
-        count += self.num_conv_pos_embeddings * width * width // self.num_conv_pos_embedding_groups
+        count += self.num_positional
         count += self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
         if self.add_adapter:
             count += self.num_adapter_layers * self.adapter_kernel_size * 2 * out * out + width * out * (width != out)
         if self.head == "ctc":
             return count + out * self.vocab_size
         return count + (width + self.num_labels) * self.classifier_proj_size * (self.head is not None)
+
+    @property
+    def num_positional(self) -> int:
+        """Elements of the kernel of the positional convolution."""
+        return self.num_conv_pos_embeddings * self.hidden_size**2 // self.num_conv_pos_embedding_groups
 
     @property
     def min_samples(self) -> int:

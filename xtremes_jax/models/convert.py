@@ -10,6 +10,7 @@ import numpy as np
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import tables
+from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.families import family_of
 from xtremes_jax.models.model import (
     AnyConfig,
@@ -29,7 +30,12 @@ _TEMPERATURE = "logit_scale"
 """The one parameter that is kept in config.json: Transformers' classifier has no tensor for it."""
 
 HEADS = ("lm_head", "projector", "classifier", "layer_weights")
-PRETRAINING_LEFTOVERS = ("quantizer", "project_q", "project_hid")
+PRETRAINING_LEFTOVERS = (
+    "quantizer", "project_q", "project_hid", "ctc_proj", "speaker_proj", "label_embeddings_concat",
+    "layer_norm_for_extract",
+)  # fmt: skip
+BATCHES_SEEN = ".num_batches_tracked"
+"""Ending of the tensors in which PyTorch's batch norms count, and which nothing reads."""
 _BACKBONE_PARTS = ("feature_extractor", "feature_projection", "masked_spec_embed", "encoder", "adapter")
 IN_TRANSLATION = "encoder"
 """Root of the encoder's names in a translation model, whatever its family."""
@@ -54,9 +60,8 @@ def _rules(config: AnyConfig) -> dict[str, Rule]:
     Raises:
         KeyError: a parameter has no line in the table (a mistake in this package).
     """
-    encoder = config.encoder if isinstance(config, TranslationConfig) else config
     beside = tables.DECODER if isinstance(config, TranslationConfig) else tables.HEADS
-    lines = [rule.below("encoder", root_of(config)) for rule in family_of(encoder).table]
+    lines = [rule.below("encoder", root_of(config)) for rule in family_of(_encoder(config)).table]
     table = {rule.ours: rule for rule in (*lines, *beside)}
     rules = {}
     for name in _shapes(config):
@@ -71,6 +76,16 @@ def _rules(config: AnyConfig) -> dict[str, Rule]:
 def root_of(config: AnyConfig) -> str:
     """What the Hugging Face names of an encoder's parameters begin with."""
     return IN_TRANSLATION if isinstance(config, TranslationConfig) else config.root
+
+
+def _encoder(config: AnyConfig) -> ModelConfig:
+    return config.encoder if isinstance(config, TranslationConfig) else config
+
+
+def _constants(config: AnyConfig) -> dict[str, np.ndarray]:
+    """Tensors that the configuration determines, under their Hugging Face names."""
+    found = family_of(_encoder(config)).constants(_encoder(config))
+    return {f"{root_of(config)}.{name}": array for name, array in found.items()}
 
 
 def _mask_vector(config: AnyConfig) -> str:
@@ -116,9 +131,11 @@ def from_huggingface(
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
     """
     heads = () if isinstance(config, TranslationConfig) else HEADS
-    names = {canonical_name(name, root_of(config)): name for name in tensors}
-    if len(names) < len(tensors):
-        twice = sorted(set(tensors) - set(names.values()))
+    known = _constants(config)
+    held = [name for name in tensors if not name.endswith(BATCHES_SEEN) and name not in known]
+    names = {canonical_name(name, root_of(config)): name for name in held}
+    if len(names) < len(held):
+        twice = sorted(set(held) - set(names.values()))
         raise InputError(f"The checkpoint holds these tensors under two names: {_listed(twice)}.")
     if isinstance(config, TranslationConfig) and tables.TIED_OUTPUT in names:
         output = names.pop(tables.TIED_OUTPUT)
@@ -183,6 +200,8 @@ def check_tied(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
 def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
     """Turns parameters into the tensors of a Transformers checkpoint (float32, modern weight-norm spelling).
 
+    With them go what PyTorch stores though it is no parameter: a counter of each batch norm, at 0, and constants.
+
     The temperature of a retrieval model is no tensor: it goes into the configuration (`ModelConfig.logit_scale`).
     `masked_spec_embed` is left out where both masking probabilities are 0, since Transformers' model has none then.
 
@@ -202,7 +221,10 @@ def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
         parts = list(array) if "{layer}" in rule.theirs else [array]
         for name, part in zip(_their_names(rule, config), parts, strict=True):
             tensors[name] = np.ascontiguousarray(rule.transform.theirs(part))
-    encoder = config.encoder if isinstance(config, TranslationConfig) else config
+    counted = [name.removesuffix(".running_var") for name in tensors if name.endswith(".running_var")]
+    tensors |= {f"{name}{BATCHES_SEEN}": np.zeros((), np.int64) for name in counted}
+    tensors |= _constants(config)
+    encoder = _encoder(config)
     if encoder.mask_time_prob == 0 and encoder.mask_feature_prob == 0:
         tensors.pop(_mask_vector(config), None)
     return tensors

@@ -1,11 +1,12 @@
 """The Transformer encoder: positional convolution, then layers that are stacked and scanned."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.models.attention import SelfAttention
 from xtremes_jax.models.config import ModelConfig
@@ -20,6 +21,7 @@ from xtremes_jax.models.masking import (
     dropout,
     fold,
     frame_mask,
+    zero_unless,
 )
 from xtremes_jax.models.positional import PositionalConvolution
 from xtremes_jax.models.stacked import check_remat, layer_function, stack
@@ -51,9 +53,11 @@ class FeedForward(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Self-attention and a feed-forward block, each with a residual; norms before them (stable) or after."""
 
+    attention_kind = SelfAttention
+
     def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.attention = self.attention_kind(config, dtype=dtype, rngs=rngs)
         self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
@@ -63,10 +67,12 @@ class EncoderLayer(nnx.Module):
         x: Float[Array, "batch frames features"],
         lengths: Int[Array, " batch"] | None,
         randomness: Randomness | None,
+        places: Any = None,
     ) -> Float[Array, "batch frames features"]:
-        """One layer; `lengths` is in frames, `randomness` is already folded for this layer."""
+        """One layer; `lengths` is in frames, `randomness` is already folded for this layer, `places` the encoder's."""
         stable = self.config.do_stable_layer_norm
-        attended = self.attention(self.layer_norm(x) if stable else x, lengths, fold(randomness, LAYER_ATTENTION))
+        seen = self.layer_norm(x) if stable else x
+        attended = self.attention(seen, lengths, fold(randomness, LAYER_ATTENTION), places)
         x = x + dropout(attended, self.config.hidden_dropout, fold(randomness, LAYER_ATTENTION_OUTPUT))
         if stable:
             return x + self.feed_forward(self.final_layer_norm(x), randomness)
@@ -75,15 +81,19 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Positions, then the scanned layers."""
+    """Positions, then the scanned layers. Families differ in the classes of both, and in what layers know of places."""
+
+    positions_kind = PositionalConvolution
+    layer_kind = EncoderLayer
 
     def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
         check_remat(remat)
         self.config = config
         self.remat = remat
-        self.pos_conv_embed = PositionalConvolution(config, dtype=dtype, rngs=rngs)
+        self.pos_conv_embed = self.positions_kind(config, dtype=dtype, rngs=rngs)
         self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.layers = stack(lambda rngs: EncoderLayer(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs)
+        layer = functools.partial(self.layer_kind, config, dtype=dtype)
+        self.layers = stack(lambda rngs: layer(rngs=rngs), config.num_hidden_layers, rngs)
 
     def __call__(
         self,
@@ -104,22 +114,33 @@ class Encoder(nnx.Module):
             The last hidden state, and the weighted sum in float32 (None without `layer_weights`). As in Transformers 5,
             the last norm of the stable layout is in the former and not in the latter.
         """
-        if lengths is not None:
-            x = jnp.where(frame_mask(lengths, x.shape[1])[:, :, None], x, jnp.zeros((), x.dtype))
-        x = x + self.pos_conv_embed(x)
+        valid = None if lengths is None else frame_mask(lengths, x.shape[1])[:, :, None]
+        x = zero_unless(valid, x)
+        x = self.add_positions(x, valid)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
         x = dropout(x, self.config.hidden_dropout, fold(randomness, POSITION_DROPOUT))
         x, mixed = self._scan_layers(x, lengths, randomness, layer_weights)
         return (self.layer_norm(x) if self.config.do_stable_layer_norm else x), mixed
 
+    def add_positions(
+        self, x: Float[Array, "batch frames features"], valid: Bool[Array, "batch frames 1"] | None
+    ) -> Float[Array, "batch frames features"]:
+        """Adds to each frame what tells its place. Frames that are not valid are 0, as a clip's surroundings are."""
+        return x + self.pos_conv_embed(x)
+
+    def places(self, num_frames: int) -> Any:
+        """What all layers are told of where their frames are; nothing here, as the convolution has told already."""
+        return None
+
     def _scan_layers(
         self, x: Array, lengths: Array | None, randomness: Randomness | None, layer_weights: Array | None
     ) -> tuple[Array, Array | None]:
         """Runs the layers in turn, adding up the weighted sum of hidden states on the way where it is asked for."""
+        places = self.places(x.shape[1])
         run, stacked = layer_function(
             self.layers,
-            lambda layer, x, keys: layer(x, lengths, keys),
+            lambda layer, x, keys: layer(x, lengths, keys, places),
             randomness,
             layerdrop=self.config.layerdrop,
             remat=self.remat,

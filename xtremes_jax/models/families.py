@@ -1,10 +1,14 @@
 """The families of speech encoders: what a `config.json` calls each, its configuration, its modules, its names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from xtremes_jax.errors import InputError
+from xtremes_jax.models import data2vec, hubert, unispeech, wavlm
+from xtremes_jax.models import wav2vec2_conformer as conformer
 from xtremes_jax.models.backbone import Backbone
 from xtremes_jax.models.config import Head, ModelConfig
 from xtremes_jax.models.config_fields import shown
@@ -19,9 +23,22 @@ class Family:
     config: type[ModelConfig]
     backbone: type[Backbone]
     table: tuple[Rule, ...] = BACKBONE
+    constants: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
+    """Tensors that checkpoints hold and the configuration determines, named as in the table."""
 
 
-FAMILIES: dict[str, Family] = {family.config.model_type: family for family in (Family(ModelConfig, Backbone),)}
+FAMILIES: dict[str, Family] = {
+    family.config.model_type: family
+    for family in (
+        Family(ModelConfig, Backbone),
+        Family(hubert.HubertConfig, hubert.Hubert, hubert.TABLE),
+        Family(wavlm.WavLMConfig, wavlm.WavLM, wavlm.TABLE),
+        Family(unispeech.UniSpeechConfig, Backbone),
+        Family(unispeech.UniSpeechSatConfig, Backbone),
+        Family(data2vec.Data2VecAudioConfig, data2vec.Data2VecAudio, data2vec.TABLE),
+        Family(conformer.Wav2Vec2ConformerConfig, conformer.Wav2Vec2Conformer, conformer.TABLE, conformer.constants),
+    )
+}
 """All of them. To add one: a file with its configuration, its modules and its table, and a line here."""
 
 

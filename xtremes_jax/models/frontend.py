@@ -153,5 +153,5 @@ class FeatureProjection(nnx.Module):
         self, x: Float[Array, "batch frames channels"], randomness: Randomness | None
     ) -> Float[Array, "batch frames features"]:
         """Projects each frame; dropout (`feat_proj_dropout`) follows where `randomness` is given."""
-        x = self.projection(self.layer_norm(x))
+        x = self.projection(x if self.layer_norm is None else self.layer_norm(x))
         return dropout(x, self.config.feat_proj_dropout, fold(randomness, FEATURE_PROJECTION_DROPOUT))

@@ -150,6 +150,30 @@ def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array], gradient: A
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+def normalize(x: Float[Array, "*dims features"], epsilon: float) -> Float[Array, "*dims features"]:
+    """Layer normalisation without parameters: computed in float32, returned in the input's dtype."""
+    return _normalized(x, epsilon)[0].astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) by the statistics of pretraining, in float32.
+
+    Its statistics stay as they are in training too, as PyTorch's do in evaluation: those of a batch would depend on its
+    padding, its size and the number of devices, and a clip's result on the clips beside it.
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.running_mean = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.running_var = nnx.Param(jnp.ones((channels,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*dims channels"]) -> Float[Array, "*dims channels"]:
+        """Brings each channel to what were zero mean and unit variance in pretraining, then scales and shifts it."""
+        factor = jax.lax.rsqrt(self.running_var[...] + CONV_NORM_EPS) * self.scale[...]
+        return ((x.astype(jnp.float32) - self.running_mean[...]) * factor + self.bias[...]).astype(x.dtype)
+
+
 class FrameGroupNorm(nnx.Module):
     """Group normalisation with one group per channel: each channel over the valid frames of its clip, in float32.
 

@@ -24,6 +24,8 @@ LAYER_ATTENTION_OUTPUT = 8
 LAYER_ACTIVATION = 9
 LAYER_OUTPUT = 10
 LAYER_SKIP = 11
+LAYER_CONVOLUTION = 12
+LAYER_FIRST_FEED_FORWARD = 13
 DECODER = 20
 EMBEDDING_DROPOUT = 21
 CROSS_ATTENTION = 22
@@ -67,6 +69,13 @@ def dropout(x: Float[Array, "batch *dims"], rate: float, randomness: Randomness 
 def frame_mask(lengths: Int[Array, " batch"], num_frames: int) -> Bool[Array, "batch frames"]:
     """True where a frame lies before its row's length."""
     return jnp.arange(num_frames) < lengths[:, None]
+
+
+def zero_unless(
+    valid: Bool[Array, "batch frames 1"] | None, x: Float[Array, "batch frames features"]
+) -> Float[Array, "batch frames features"]:
+    """The same frames, with zeros for those that are not valid; None means that all are."""
+    return x if valid is None else jnp.where(valid, x, jnp.zeros((), x.dtype))
 
 
 def spec_augment_mask(

@@ -189,6 +189,12 @@ def is_feature_encoder(path: str | Sequence[Any]) -> bool:
     return path_name(path).startswith("encoder.feature_extractor.")
 
 
+def is_fixed(path: str | Sequence[Any]) -> bool:
+    """Whether a parameter never trains: a batch norm's statistics, or a part that a family stores without using it."""
+    *parents, leaf = path_name(path).split(".")
+    return leaf in ("running_mean", "running_var") or "unused" in parents
+
+
 def decays(path: str | Sequence[Any]) -> bool:
     """Whether weight decay applies to a parameter: as in Transformers' Trainer, to all but biases and norms.
 
@@ -196,4 +202,4 @@ def decays(path: str | Sequence[Any]) -> bool:
     """
     *parents, leaf = path_name(path).split(".")
     is_norm = any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
-    return leaf not in ("bias", "logit_scale") and not is_norm
+    return "bias" not in leaf and leaf != "logit_scale" and not is_norm

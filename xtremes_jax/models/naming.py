@@ -46,6 +46,13 @@ def norm(ours: str, theirs: str | None = None) -> tuple[Rule, Rule]:
     return Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")
 
 
+def batch_norm(ours: str, theirs: str | None = None) -> tuple[Rule, ...]:
+    """All lines of a batch norm but for the number of batches it has seen, which PyTorch keeps and nothing reads."""
+    theirs = theirs or ours
+    statistics = (Rule(f"{ours}.{name}", f"{theirs}.{name}") for name in ("running_mean", "running_var"))
+    return (*norm(ours, theirs), *statistics)
+
+
 def layers(*lines: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """Lines of a part of each Transformer layer, named within the layer, as lines within the encoder."""
     return tuple(rule.below("layers", "layers.{layer}") for rules in lines for rule in rules)

@@ -1,0 +1,287 @@
+"""Every family of encoders against PyTorch Transformers, on fresh random weights and ragged audio.
+
+Needs torch. Clips are compared one at a time: there PyTorch's padding plays no part, and here it never does.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from xtremes_jax.errors import InputError
+from xtremes_jax.models import (
+    FAMILIES,
+    abstract_model,
+    build_model,
+    config_from_huggingface,
+    decays,
+    flatten_params,
+    from_huggingface,
+    is_fixed,
+    merge,
+    split_params,
+    to_huggingface,
+    unflatten_params,
+)
+from xtremes_jax.models.relative import by_distance
+from xtremes_jax.models.wavlm import distance_buckets
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+LENGTHS = (3600, 2345, 1100)
+VARIANTS = {
+    "hubert-base": ("hubert", "group", {}),
+    "hubert-large": ("hubert", "layer", {}),
+    "hubert-batch-norm": ("hubert", "group", {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False}),
+    "wavlm-base": ("wavlm", "group", {"num_buckets": 12, "max_bucket_distance": 9}),
+    "wavlm-large": ("wavlm", "layer", {"num_buckets": 8, "max_bucket_distance": 5}),
+    "unispeech": ("unispeech", "layer", {}),
+    "unispeech-group": ("unispeech", "group", {}),
+    "unispeech-sat": ("unispeech-sat", "layer", {}),
+    "unispeech-sat-group": ("unispeech-sat", "group", {}),
+    "data2vec": (
+        "data2vec-audio", "layer",
+        {"do_stable_layer_norm": False, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5},
+    ),
+    "conformer-relative": ("wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 5}),
+    "conformer-rotary": (
+        "wav2vec2-conformer", "group",
+        {"do_stable_layer_norm": True, "conv_depthwise_kernel_size": 5, "position_embeddings_type": "rotary"},
+    ),
+    "conformer-none": (
+        "wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 3, "position_embeddings_type": "none"},
+    ),
+}  # fmt: skip
+HEADS = [("ctc", False), ("classification", False), ("classification", True)]
+AUTO = {"ctc": "AutoModelForCTC", "classification": "AutoModelForAudioClassification"}
+
+
+@pytest.fixture
+def variant(tiny_config):
+    """`variant(name, head, **changes)`: the tiny configuration of a line of `VARIANTS`."""
+
+    def make(name, head="ctc", **changes):
+        model_type, layout, own = VARIANTS[name]
+        base = tiny_config(layout, head)
+        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+        # Rotary positions turn pairs of features: heads of an even width.
+        return FAMILIES[model_type].config(**(fields | own | {"num_attention_heads": 2} | changes))
+
+    return make
+
+
+def torch_model(config, params):
+    """The same model in PyTorch, in evaluation mode; every tensor has its place."""
+    ending = {"ctc": "ForCTC", "classification": "ForSequenceClassification"}[config.head]
+    fields = config.to_huggingface()
+    built = getattr(transformers, f"{config.architecture}{ending}")(transformers.AutoConfig.for_model(**fields)).eval()
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in to_huggingface(params, config).items()}
+    built.load_state_dict(tensors, strict=True)
+    return built
+
+
+def torch_logits(model, audio):
+    """Logits of each clip, which is normalised alone."""
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    for row, length in enumerate(LENGTHS):
+        clip = audio[row, :length].astype(np.float32) / 32768
+        yield model(extractor(clip, sampling_rate=16_000, return_tensors="pt").input_values).logits[0]
+
+
+def test_every_family_has_a_variant():
+    assert {model_type for model_type, *_ in VARIANTS.values()} == set(FAMILIES) - {"wav2vec2"}
+
+
+@pytest.mark.parametrize(("head", "weighted"), HEADS, ids=["ctc", "classification", "weighted"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_and_gradients(name, head, weighted, variant, random_params, ragged_audio, rng):
+    config = variant(name, head, use_weighted_layer_sum=weighted)
+    params = random_params(config, rng)
+    audio = ragged_audio(rng, LENGTHS)
+    frames = [config.num_frames(length) for length in LENGTHS]
+    shape = (max(frames), config.vocab_size) if head == "ctc" else (config.num_labels,)
+    weights = rng.standard_normal((len(LENGTHS), *shape)).astype(np.float32)
+    if head == "ctc":
+        weights[np.arange(max(frames)) >= np.array(frames)[:, None]] = 0
+    graphdef, _ = split_params(abstract_model(config))
+
+    def loss(params):
+        logits = merge(graphdef, params)(audio, np.array(LENGTHS, np.int32)).logits
+        return jnp.sum(logits * weights), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    model = torch_model(config, params)
+    theirs = list(torch_logits(model, audio))
+    for row, expected in enumerate(theirs):
+        ours = logits[row][: len(expected)] if head == "ctc" else logits[row]
+        np.testing.assert_allclose(ours, expected.detach(), atol=1e-4)
+    sum((ours * torch.from_numpy(w[: len(ours)])).sum() for ours, w in zip(theirs, weights, strict=True)).backward()
+    compare_gradients(to_huggingface(gradients, config), model)
+
+
+def compare_gradients(ours, model):
+    """Checks every parameter's gradient to 1e-3 of its largest element."""
+    theirs = {
+        name: np.zeros(value.shape, np.float32) if value.grad is None else value.grad.numpy()
+        for name, value in model.named_parameters()
+    }
+    assert theirs.keys() <= ours.keys()
+    largest = max(np.abs(gradient).max() for gradient in theirs.values())
+    for name, expected in theirs.items():
+        # The second term is for gradients that are 0 but for rounding (the bias of the keys).
+        bound = 1e-3 * np.abs(expected).max() + 1e-6 * largest
+        assert np.abs(ours[name] - expected).max() <= bound, name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padding_never_changes_a_clip(name, variant, random_params, ragged_audio, rng):
+    config = variant(name)
+    params = random_params(config, rng)
+    audio = ragged_audio(rng, LENGTHS)
+    wide = rng.integers(-3000, 3000, (len(LENGTHS), 5000)).astype(np.int16)
+    for row, length in enumerate(LENGTHS):
+        wide[row, :length] = audio[row, :length]
+    graphdef, _ = split_params(abstract_model(config))
+    run = jax.jit(lambda params, audio, lengths: merge(graphdef, params)(audio, lengths).logits)
+    logits = run(params, wide, np.array(LENGTHS, np.int32))
+    for row, length in enumerate(LENGTHS):
+        alone = run(params, audio[row : row + 1, :length], np.array([length], np.int32))[0]
+        np.testing.assert_allclose(logits[row, : len(alone)], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("head", ["ctc", "classification"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_exported_directory_reloads_in_transformers_and_here(
+    name, head, variant, random_params, ragged_audio, rng, tmp_path
+):
+    config = variant(name, head, num_labels=2)
+    params = random_params(config, rng)
+    written = config.to_huggingface()
+    assert config_from_huggingface(json.loads(json.dumps(written))) == config
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    tensors = to_huggingface(params, config)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = getattr(transformers, AUTO[head]).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    audio = ragged_audio(rng, LENGTHS)
+    graphdef, _ = split_params(abstract_model(config))
+    back, report = from_huggingface(tensors, config)
+    assert report.missing == report.unexpected == ()
+    ours = jax.jit(lambda params: merge(graphdef, params)(audio, np.array(LENGTHS, np.int32)).logits)(back)
+    for row, theirs in enumerate(torch_logits(model.eval(), audio)):
+        np.testing.assert_allclose(ours[row][: len(theirs)], theirs.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_saved_by_transformers_loads(name, variant):
+    config = variant(name, "classification")
+    ending = "ForSequenceClassification"
+    fields = config.to_huggingface()
+    model = getattr(transformers, f"{config.architecture}{ending}")(transformers.AutoConfig.for_model(**fields))
+    held = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    params, report = from_huggingface(held, config)
+    assert report.missing == report.unexpected == ()
+    back = to_huggingface(params, config)
+    assert back.keys() == held.keys()
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, held[key])
+    assert config_from_huggingface(json.loads(model.config.to_json_string()), head="classification") == config
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_new_parameters_are_spread_as_in_transformers(name, variant):
+    wide = dict(conv_dim=(32,) * 4, hidden_size=48, intermediate_size=96, num_attention_heads=4)
+    config = variant(name, "classification", **wide)
+    ours = to_huggingface(split_params(build_model(config, seed=5))[1], config)
+    kind = getattr(transformers, f"{config.architecture}ForSequenceClassification")
+    model = kind(transformers.AutoConfig.for_model(**config.to_huggingface()))
+    for key, tensor in model.state_dict().items():
+        if "pos_conv_embed.conv.parametrizations" in key:
+            continue  # there, PyTorch's parametrization undoes the distribution that Transformers asks for
+        if "hubert" in name and key.startswith(("hubert.feature_", "hubert.encoder.pos_conv_embed")):
+            continue  # Transformers draws these as PyTorch does; ours are drawn as wav2vec 2.0's
+        tensor = tensor.float()
+        assert abs(ours[key].mean() - float(tensor.mean())) <= 0.6 * float(tensor.abs().max()), key
+        if tensor.numel() >= 300:
+            np.testing.assert_allclose(ours[key].std(), tensor.std(), rtol=0.2, err_msg=key)
+        elif tensor.numel() > 1:
+            assert (ours[key].std() == 0) == (float(tensor.std()) == 0), key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_decay_groups_are_the_trainers(name, variant):
+    from transformers.trainer import Trainer
+
+    config = variant(name, "classification", use_weighted_layer_sum=True)
+    kind = getattr(transformers, f"{config.architecture}ForSequenceClassification")
+    model = kind(transformers.AutoConfig.for_model(**config.to_huggingface()))
+    theirs = set(Trainer.get_decay_parameter_names(None, model))
+    _, shapes = split_params(abstract_model(config))
+    flat = flatten_params(shapes)
+    mask = {key: np.full(leaf.shape, decays(key) and not is_fixed(key), np.float32) for key, leaf in flat.items()}
+    ours = {key for key, array in to_huggingface(unflatten_params(mask), config).items() if array.all()}
+    unused = {key for key in theirs if "conformer" in name and "pos_conv_embed" in key}
+    assert ours & dict(model.named_parameters()).keys() == theirs - unused
+
+
+def test_regularisation_draws_in_every_family(variant, random_params, ragged_audio, rng):
+    from xtremes_jax.models import Randomness
+
+    rates = dict(hidden_dropout=0.3, activation_dropout=0.3, attention_dropout=0.3, layerdrop=0.3, mask_time_prob=0.5)
+    for name in ("wavlm-large", "data2vec", "conformer-relative", "conformer-rotary"):
+        config = variant(name, **rates)
+        params = random_params(config, rng)
+        audio = ragged_audio(rng, LENGTHS)
+        graphdef, _ = split_params(abstract_model(config, remat="full"))
+
+        def loss(params, key, graphdef=graphdef, audio=audio):
+            randomness = Randomness(jax.random.split(key, len(LENGTHS)), key)
+            logits = merge(graphdef, params)(audio, np.array(LENGTHS, np.int32), randomness=randomness).logits
+            return jnp.mean(logits**2)
+
+        step = jax.jit(jax.value_and_grad(loss))
+        values = [step(params, jax.random.key(seed)) for seed in (0, 0, 1)]
+        assert values[0][0] == values[1][0] != values[2][0]
+        assert all(np.isfinite(leaf).all() for _, tree in values for leaf in jax.tree.leaves(tree))
+
+
+def test_buckets_of_distances_are_those_of_transformers():
+    from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+    for buckets, longest in ((320, 800), (32, 128), (12, 9)):
+        attention = WavLMAttention(embed_dim=4, num_heads=1, num_buckets=buckets, max_distance=longest)
+        distances = np.arange(-3000, 3001)
+        theirs = attention._relative_positions_bucket(torch.from_numpy(distances))
+        np.testing.assert_array_equal(distance_buckets(distances, buckets, longest), theirs)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7])
+def test_distances_are_laid_out(frames, rng):
+    x = rng.standard_normal((2, 3, frames, 2 * frames - 1))
+    laid = by_distance(jnp.asarray(x))
+    for i in range(frames):
+        for j in range(frames):
+            np.testing.assert_array_equal(laid[..., i, j], x[..., i, j - i + frames - 1].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("wavlm", {"num_buckets": 3}, "num_buckets is 3"),
+        ("wav2vec2-conformer", {"position_embeddings_type": "absolute"}, "position_embeddings_type is 'absolute'"),
+        ("wav2vec2-conformer", {"conv_depthwise_kernel_size": 4}, "conv_depthwise_kernel_size is 4; it must be odd"),
+        ("wav2vec2-conformer", {"conformer_conv_dropout": 1.0}, "conformer_conv_dropout is 1.0"),
+        ("hubert", {"conv_pos_batch_norm": "yes"}, "conv_pos_batch_norm is 'yes'"),
+        ("data2vec-audio", {"conv_pos_kernel_size": 0}, "conv_pos_kernel_size is 0"),
+        ("whisper", {}, r"model_type 'whisper'.*'hubert' \(HuBERT\)"),
+        (["hubert"], {}, r"model_type \['hubert'\]"),
+    ],
+)
+def test_what_cannot_be_is_refused(model_type, fields, message):
+    with pytest.raises(InputError, match=message):
+        config_from_huggingface({"model_type": model_type, **fields})
