@@ -22,6 +22,7 @@ from xtremes_jax.models import (
     abstract_model,
     flatten_params,
     is_feature_encoder,
+    is_fixed,
     is_retrieval,
     split_params,
 )
@@ -233,6 +234,8 @@ def _generation(
 
 def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool:
     """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
+    if is_fixed(name):
+        return True
     if name.startswith("encoder.adapter.") and any(new.startswith("encoder.adapter.") for new in missing):
         return False
     if ".encoder_attn" in name and any(".encoder_attn" in new for new in missing):

@@ -108,7 +108,7 @@ def test_an_absent_mask_vector_is_drawn_and_left_out_again_without_masking(confi
     del tensors["wav2vec2.masked_spec_embed"]
     params, report = from_huggingface(tensors, config)
     assert report.missing == ("wav2vec2.masked_spec_embed",) and report.new_head == ()
-    drawn = params["wav2vec2"]["masked_spec_embed"]
+    drawn = params["encoder"]["masked_spec_embed"]
     assert 0 <= drawn.min() < drawn.max() < 1
     unmasked = dataclasses.replace(config, mask_time_prob=0.0)
     assert "wav2vec2.masked_spec_embed" not in to_huggingface(params, unmasked)

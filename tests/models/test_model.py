@@ -105,7 +105,7 @@ def test_spec_augment_puts_in_the_learned_vector(tiny_config, random_params, rag
     one = apply(params, ragged_audio(rng, lengths), lengths, keys(1, 2)).logits
     other = apply(params, ragged_audio(rng, lengths), lengths, keys(2, 2)).logits
     np.testing.assert_allclose(one, other, atol=1e-6)
-    params["wav2vec2"]["masked_spec_embed"] = params["wav2vec2"]["masked_spec_embed"] + rng.standard_normal(12)
+    params["encoder"]["masked_spec_embed"] = params["encoder"]["masked_spec_embed"] + rng.standard_normal(12)
     assert np.abs(apply(params, ragged_audio(rng, lengths), lengths, keys(1, 2)).logits - one).max() > 1e-3
 
 

@@ -227,7 +227,7 @@ def nested(encoder=(), decoder=(), **top):
         (nested(decoder={"vocab_size": "31"}), "vocab_size"),
         (nested(decoder={"activation_function": "mish"}), "mish"),
         (nested(decoder={"pad_token_id": 99}), "pad_token_id is 99"),
-        (nested(encoder={"model_type": "hubert"}), "hubert"),
+        (nested(encoder={"model_type": "whisper"}), "whisper"),
         (nested(encoder={"add_adapter": True, "output_hidden_size": 14}), "14 features.*takes 16.*12"),
         (nested(encoder={"adapter_attn_dim": 8}), "adapter_attn_dim"),
     ],
