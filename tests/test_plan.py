@@ -118,11 +118,11 @@ def test_what_is_printed_and_written(linear, capsys, tmp_path):
     planned(*line, "--json", str(tmp_path / "new" / "plan.json"), topology="v100:1")
     printed = capsys.readouterr().out
     assert "mls with tiny on v100:1: 1 x NVIDIA V100" in printed
-    assert re.search(r"train +1\.00 +2 +16 +15 +1\.0 +2\.1 +18% +1\.0 +0\.0 +0\.0\n", printed)
+    assert re.search(r"train +1\.00 +2 +16 +15 +1\.0 +2\.1 +18% +1\.0 +0\.0 +0\.1\n", printed)
     assert "An epoch: 15 steps" in printed and "memory, FLOPs and bytes sent are those of the program" in printed
     assert f"--per_device_train_batch_size {FITTING}, in " in printed
     found = json.loads((tmp_path / "new" / "plan.json").read_text("utf-8"))
-    assert found["precision"] == "half" and found["arguments"]["bf16"] is True
+    assert found["precision"] == "bfloat16" and found["arguments"]["bf16"] is True
     tried = {trial["rows"]: trial["fits"] for trial in found["found_batch"]["trials"]}
     assert list(tried)[:4] == [2, 4, 8, 16] and tried[FITTING] and not tried[FITTING + 1]
     assert found["found_batch"]["value"] == FITTING

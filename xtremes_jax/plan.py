@@ -265,7 +265,7 @@ def _precision(arguments: Arguments) -> str:
     """How products are computed: a key of `Chip.flops_per_s`."""
     training = arguments.training
     if training.fp16 or training.bf16:
-        return "half"
+        return "float16" if training.fp16 else "bfloat16"
     return "default" if training.tf32 is None else "tensorfloat32" if training.tf32 else "float32"
 
 

@@ -12,7 +12,7 @@ from runs import ROOT
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.planning import topology
-from xtremes_jax.planning.topology import GPUS, SLICES, TPUS, find_target
+from xtremes_jax.planning.topology import GPUS, PRECISIONS, SLICES, TPUS, find_target
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,9 @@ def test_figures_of_chips_are_in_the_right_order():
     """Of magnitude, and of precision: a slip in a unit would show."""
     for chip in (*TPUS.values(), *GPUS.values()):
         rates = chip.flops_per_s
-        assert 1e14 <= rates["half"] <= 1e15 and rates["half"] >= rates["default"] >= rates["float32"] > 1e13
+        assert tuple(rates) == PRECISIONS and 1e14 <= rates["float16"] <= 1e15
+        assert rates["float16"] >= rates["default"] >= rates["float32"] > 1e13
+        assert rates["bfloat16"] == rates["float32" if "V100" in chip.kind else "float16"]  # Volta has none of bfloat16
         assert chip.bytes_per_s is None or 5e11 < chip.bytes_per_s < 5e12
         assert 15 * 2**30 <= chip.memory <= 110 * 2**30 and 1e11 < chip.sent_bytes_per_s < 1e12
     assert set(SLICES) == set(TPUS)

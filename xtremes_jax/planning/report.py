@@ -10,7 +10,8 @@ from xtremes_jax.planning.topology import GIB, Target
 
 MIB = 2**20
 _PRECISIONS = {
-    "half": "half precision",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
     "default": "float32 as JAX multiplies it by default",
     "tensorfloat32": "TensorFloat-32",
     "float32": "full float32",
