@@ -50,6 +50,9 @@ _BATCHES_WAITING = 2
 _MOST_ROWS = 4096
 """Clips on a device beyond which no larger batch is looked for."""
 
+_TRAINING = ("train", "frames")
+"""Roles of the parts whose batches are those of training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -208,7 +211,7 @@ def _measure(
     for part in parts:
         for place in range(len(part.shapes)):
             buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
-    found = _find_batch(arguments, target, parts[0], pairs, buckets[0]) if arguments.flags.find_batch else None
+    found = _find_batch(arguments, target, parts, buckets, pairs) if arguments.flags.find_batch else None
     assumed = [assumptions(run)] if arguments.flags.planned_buckets else []
     if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
         assumed.append(
@@ -238,7 +241,7 @@ def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, n
     seconds = part.lengths[place] / SAMPLE_RATE
     logger.info("%s: %s, %d clips of %.2f s a device", name, part.role, rows, seconds)
     cost = compile_and_measure(part.step.lower(batch), target)
-    micro_batches = arguments.training.gradient_accumulation_steps if part.role in ("train", "frames") else 1
+    micro_batches = arguments.training.gradient_accumulation_steps if part.role in _TRAINING else 1
     bucket = Bucket(
         role=part.role,
         seconds=seconds,
@@ -269,37 +272,48 @@ def _precision(arguments: Arguments) -> str:
     return "default" if training.tf32 is None else "tensorfloat32" if training.tf32 else "float32"
 
 
-def _find_batch(arguments: PlanArguments, target: Target, part: Part, pairs: bool, longest: Bucket) -> Found:
+def _find_batch(
+    arguments: PlanArguments, target: Target, parts: Sequence[Part], buckets: Sequence[Bucket], pairs: bool
+) -> Found:
     """The largest batch that fits, by the longest bucket alone.
 
     Args:
-        part: the training step.
+        parts: of the run; those of training have to fit.
+        buckets: of all parts, as the flags have them.
         pairs: whether clips come in twos.
-        longest: its longest bucket, as the flags have it.
     """
     run, unit = arguments.run, 2 if pairs else 1
-    by_seconds = run.data.max_batch_seconds is not None
+    parts = [part for part in parts if part.role in _TRAINING]
+    as_given = [next(bucket for bucket in buckets if bucket.role == part.role) for part in parts]
+    longest = as_given[0]
     given = longest.rows // longest.micro_batches // unit
-    trials = [Trial(given * unit, longest.peak, longest.fits, longest.cost.compile_seconds)]
+    trials = [Trial.of(given * unit, as_given)]
 
     def fits(number: int) -> bool:
         if number == given:
-            return longest.fits
-        rows = number * unit * longest.micro_batches * len(target.devices)
-        shape = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding),
-            part.shapes[0],
-        )
-        tried = dataclasses.replace(part, shapes=[shape])
-        bucket = _compile(arguments, target, tried, 0, f"Trial {len(trials)}")
-        trials.append(Trial(number * unit, bucket.peak, bucket.fits, bucket.cost.compile_seconds))
-        return bucket.fits
+            return trials[0].fits
+        rows, tried = number * unit * longest.micro_batches * len(target.devices), []
+        for part in parts:
+            tried.append(_compile(arguments, target, _with_rows(part, rows), 0, f"Trial {len(trials)}"))
+            if not tried[-1].fits:
+                break
+        trials.append(Trial.of(number * unit, tried))
+        return trials[-1].fits
 
-    largest = largest_that_fits(fits, given, _MOST_ROWS // unit) * unit
+    largest = largest_that_fits(fits, given, max(given, _MOST_ROWS // unit)) * unit
+    by_seconds = run.data.max_batch_seconds is not None
     flag = "max_batch_seconds" if by_seconds else "per_device_train_batch_size"
     # Rounded up: so many clips are to fit into so many seconds.
     value = math.ceil(100 * largest * longest.seconds) / 100 if by_seconds else largest
     return Found(flag, value, largest, longest.seconds, tuple(trials))
+
+
+def _with_rows(part: Part, rows: int) -> Part:
+    """The part with its first shape alone, of another number of clips."""
+    shape = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding), part.shapes[0]
+    )
+    return dataclasses.replace(part, shapes=[shape])
 
 
 if __name__ == "__main__":

@@ -61,6 +61,15 @@ class Trial:
     fits: bool
     compile_seconds: float
 
+    @classmethod
+    def of(cls, rows: int, buckets: Sequence[Bucket]) -> "Trial":
+        """Of the programs that were compiled for so many clips; the last one need not fit."""
+        peaks = [bucket.peak for bucket in buckets]
+        return cls(
+            rows, None if None in peaks else max(peaks), all(bucket.fits for bucket in buckets),
+            sum(bucket.cost.compile_seconds for bucket in buckets),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Found:
@@ -224,7 +233,8 @@ def _found(found: Found) -> list[str]:
     longest = f"in the longest bucket ({found.seconds:.2f} s)"
     if not found.value:
         return [f"No batch fits {longest}, not even the smallest."]
-    more = ", and no larger one was tried" if found.trials[-1].fits and found.trials[-1].rows == found.rows else ""
+    larger_tried = any(trial.rows > found.rows for trial in found.trials)
+    more = "" if larger_tried else ", and no larger one was tried"
     return [f"The largest that fits {longest}: --{found.flag} {found.value:g}, in {len(found.trials)} trials{more}."]
 
 
