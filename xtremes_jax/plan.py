@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from xtremes_jax.data.buckets import PlannedBatch
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
-from xtremes_jax.frontend_cache import shapes_on_frames
+from xtremes_jax.frontend_cache import UNDER_WAY, check_process_count, shapes_on_frames
 from xtremes_jax.models.platform import written_for
 from xtremes_jax.optimization import Optimization, make_optimization, make_step
 from xtremes_jax.planned_corpus import assumptions, planned_corpus
@@ -36,7 +36,7 @@ from xtremes_jax.planning.topology import GIB, Target, find_target
 from xtremes_jax.scoring import make_scorer
 from xtremes_jax.starting import StartingPoint, starting_point
 from xtremes_jax.together import Together
-from xtremes_jax.training.ahead import CompiledAhead
+from xtremes_jax.training.ahead import CompiledAhead, shape_of
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.frames import make_frames_step
 from xtremes_jax.training.sharding import make_mesh
@@ -67,8 +67,8 @@ class Part:
     """Padded samples of each."""
     times: list[int]
     """Batches of each in an epoch, or in a pass over a scored split."""
-    resident: int
-    """Bytes on each device that the step does not take: the optimizer's moments while something is scored."""
+    resident: Callable[[Batch], int]
+    """Bytes on each device that lie beside the step and its batch: batches that wait, and what other steps need."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +88,7 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
     if flags.json is not None:
         _check_writable(Path(flags.json))
     target = find_target(flags.topology)
+    check_process_count(planned, target.processes)
     # A program that is read back from the cache may not tell what memory it needs.
     configure_jax(
         use_cpu=True, tf32=planned.training.tf32, compilation_cache_dir="none", default_cache_root=default_cache_dir()
@@ -102,10 +103,8 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
         loader = make_train_loader(planned, corpus, mesh)
         steps = run_length(planned, loader.steps_per_epoch)
         optimization = make_optimization(planned, network, steps)
-        parts = [
-            *_training_parts(planned, network, optimization, loader),
-            *_scoring_parts(planned, network, optimization, corpus, skipped),
-        ]
+        parts = _training_parts(planned, network, optimization, loader)
+        parts += _scoring_parts(planned, network, optimization, corpus, skipped, parts[0])
         plan = _measure(arguments, target, network, optimization, loader, parts, steps, pairs=corpus.pairs is not None)
     print(as_text(plan), flush=True)
     found = as_json(plan) | {"arguments": describe(planned, only_changed=True)}
@@ -129,15 +128,16 @@ def _check_writable(path: Path) -> None:
 @contextmanager
 def _skipped_clips(arguments: Arguments) -> Iterator[SkippedClips]:
     """A list of what is left out, which stays only if that stops the plan: the run's own is not touched."""
-    folder = Path(tempfile.mkdtemp(prefix="xtremes_jax_plan_"))
+    folder, is_named = Path(tempfile.mkdtemp(prefix="xtremes_jax_plan_")), False
     skipped = SkippedClips(folder, arguments.data.max_skipped_fraction)
     try:
         yield skipped
     except InputError as error:
-        if str(skipped.path) not in str(error):
-            shutil.rmtree(folder)
+        is_named = str(skipped.path) in str(error)
         raise
-    shutil.rmtree(folder)
+    finally:
+        if not is_named:
+            shutil.rmtree(folder)
 
 
 def _corpus(arguments: PlanArguments, start: StartingPoint, skipped: SkippedClips, devices: int) -> Corpus:
@@ -150,13 +150,13 @@ def _corpus(arguments: PlanArguments, start: StartingPoint, skipped: SkippedClip
 def _training_parts(
     arguments: Arguments, network: Network, optimization: Optimization, loader: TrainLoader
 ) -> list[Part]:
-    """The training step, and before it the step of the front end if its frames are kept."""
+    """The training step, and behind it the step of the front end if its frames are kept."""
     step = CompiledAhead(
         make_step(arguments, network, optimization), mesh=network.mesh, leading=(optimization.abstract_state,)
     )
     shapes, lengths, times = _in_order(loader.shapes(0, loader.steps_per_epoch), loader.plan(0))
     if not arguments.model.cache_frontend:
-        return [Part("train", step, shapes, lengths, times, 0)]
+        return [Part("train", step, shapes, lengths, times, _waiting)]
     frames = CompiledAhead(
         make_frames_step(
             graphdef=network.graphdef, accumulation=arguments.training.gradient_accumulation_steps, mesh=network.mesh
@@ -165,29 +165,61 @@ def _training_parts(
         leading=(network.trainable, network.frozen),
     )
     moments = device_bytes(optimization.abstract_state.optimizer)
+
+    def on_the_way(batch: Batch) -> int:
+        """Of frames that are made and not yet on the disk."""
+        frames = batch.frames if batch.audio is None else shapes_on_frames([batch], network.config)[0].frames
+        return UNDER_WAY * device_bytes(frames)
+
     return [
-        Part("train", step, shapes_on_frames(shapes, network.config), lengths, times, 0),
-        Part("frames", frames, shapes, lengths, times, moments),
-    ]
+        Part(
+            "train", step, shapes_on_frames(shapes, network.config), lengths, times,
+            lambda batch: _waiting(batch) + on_the_way(batch),
+        ),
+        Part(
+            "frames", frames, shapes, lengths, times, lambda batch: moments + _waiting(batch) + on_the_way(batch)
+        ),
+    ]  # fmt: skip
 
 
 def _scoring_parts(
-    arguments: Arguments, network: Network, optimization: Optimization, corpus: Corpus, skipped: SkippedClips
+    arguments: Arguments,
+    network: Network,
+    optimization: Optimization,
+    corpus: Corpus,
+    skipped: SkippedClips,
+    training: Part,
 ) -> list[Part]:
-    """The steps that score the other splits; the optimizer's moments stay on the devices meanwhile."""
-    parts, moments = [], device_bytes(optimization.abstract_state.optimizer)
+    """The steps that score the other splits.
+
+    While the run still trains, the optimizer's moments and the next training batches stay on the devices meanwhile.
+    """
+    kept = device_bytes(optimization.abstract_state.optimizer) + max(map(_waiting, training.shapes))
+    parts = []
     for role in corpus.splits:
-        if role != "train":
-            together = Together(StopRequest(), skipped)
-            scorer = make_scorer(arguments, network, corpus, role, skipped, together)
-            parts.append(Part(role, scorer.step, *_in_order(scorer.shapes(), scorer.plan()), moments))
+        if role == "train":
+            continue
+        scorer = make_scorer(arguments, network, corpus, role, skipped, Together(StopRequest(), skipped))
+        beside = kept if role == "eval" and arguments.training.eval_strategy != "no" else 0
+        parts.append(
+            Part(
+                role, scorer.step, *_in_order(scorer.shapes(), scorer.plan()),
+                lambda batch, beside=beside: beside + _waiting(batch),
+            )
+        )  # fmt: skip
     return parts
 
 
+def _waiting(batch: Batch) -> int:
+    """Bytes on each device of the batches that the loader has put there before they are asked for."""
+    return _BATCHES_WAITING * device_bytes(batch)
+
+
 def _in_order(shapes: list[Batch], plan: Iterable[PlannedBatch]) -> tuple[list[Batch], list[int], list[int]]:
-    """Shapes, padded samples and numbers of batches, the longest first."""
+    """Shapes (each once), padded samples and numbers of batches, the longest first."""
     counts = Counter((planned.rows, planned.bucket_samples) for planned in plan)
-    shapes = sorted(shapes, key=lambda batch: batch.audio.shape[::-1], reverse=True)
+    shapes = list({shape_of(batch): batch for batch in shapes}.values())
+    shapes.sort(key=lambda batch: batch.audio.shape[::-1], reverse=True)
     sizes = [batch.audio.shape for batch in shapes]
     return shapes, [samples for _, samples in sizes], [counts[size] for size in sizes]
 
@@ -250,7 +282,7 @@ def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, n
         labels=batch.labels.shape[1],
         times=part.times[place],
         cost=cost,
-        resident=part.resident + _BATCHES_WAITING * device_bytes(batch),
+        resident=part.resident(batch),
         memory=target.chip.memory,
         step_seconds=cost.seconds(target.chip, _precision(arguments.run)),
     )

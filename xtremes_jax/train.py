@@ -64,7 +64,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
-    check_process_count(arguments)
+    check_process_count(arguments, jax.process_count())
     directory = RunDirectory(
         training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train,
         checkpoints=training.checkpoint_dir,

@@ -253,7 +253,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"once; waiting for data and checkpoints are left out. Rates and memory: {chip.source}.",
         "FLOPs are of products and convolutions in the compiled program, loops multiplied out, with what is computed "
         "again in the backward pass. Activations are all temporary memory, gradients among it; the peak is arguments, "
-        "temporary memory, two batches that wait and, while something is scored, the optimizer's state.",
+        "temporary memory, two batches that wait and, where scoring interrupts training, the optimizer's state.",
     ]
     if plan.target.is_proxy:
         sentences.append(

@@ -88,6 +88,11 @@ class Target:
     """To make a mesh of. Nobody need hold them; for GPUs they are simulated CPU devices."""
 
     @property
+    def processes(self) -> int:
+        """That a run on these devices has: one on each host of a TPU slice."""
+        return len({device.process_index for device in self.devices})
+
+    @property
     def is_proxy(self) -> bool:
         """Whether the programs are compiled for other devices than the plan is of."""
         return self.platform == "gpu"
