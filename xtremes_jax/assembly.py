@@ -305,7 +305,7 @@ def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> Train
     if data.max_batch_seconds is None:
         size = {"batch_size": training.per_device_train_batch_size * multiple}
     else:
-        size = {"max_batch_samples": int(data.max_batch_seconds * SAMPLE_RATE) * multiple}
+        size = {"max_batch_samples": round(data.max_batch_seconds * SAMPLE_RATE) * multiple}
     return TrainLoader(
         corpus.splits["train"],
         multiple=multiple,

@@ -244,7 +244,7 @@ def _measure(
         for place in range(len(part.shapes)):
             buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
     found = _find_batch(arguments, target, parts, buckets, pairs) if arguments.flags.find_batch else None
-    assumed = [assumptions(run)] if arguments.flags.planned_buckets else []
+    assumed = assumptions(run) if arguments.flags.planned_buckets else []
     if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
         assumed.append(
             "while something is scored, the search for a translation counts as its first token alone, as its length is "

@@ -9,6 +9,7 @@ from xtremes_jax.planning.cost import LINK_SHARE, UTILISATION, ProgramCost
 from xtremes_jax.planning.topology import GIB, Target
 
 MIB = 2**20
+_GPUS_OF_A_MACHINE = 8
 _PRECISIONS = {
     "bfloat16": "bfloat16",
     "float16": "float16",
@@ -235,7 +236,7 @@ def _found(found: Found) -> list[str]:
         return [f"No batch fits {longest}, not even the smallest."]
     larger_tried = any(trial.rows > found.rows for trial in found.trials)
     more = "" if larger_tried else ", and no larger one was tried"
-    return [f"The largest that fits {longest}: --{found.flag} {found.value:g}, in {len(found.trials)} trials{more}."]
+    return [f"The largest that fits {longest}: --{found.flag} {found.value:.12g}, in {len(found.trials)} trials{more}."]
 
 
 def assumptions(plan: Plan) -> list[str]:
@@ -260,4 +261,9 @@ def assumptions(plan: Plan) -> list[str]:
             "memory, FLOPs and bytes sent are those of the program for GPUs as XLA compiles it for as many CPU "
             "devices, which computes partly in float32 where a GPU has half precision, and has no fused attention."
         )
+        if len(plan.target.devices) > _GPUS_OF_A_MACHINE:
+            sentences.append(
+                f"all {len(plan.target.devices)} GPUs send at the rate of the links inside a machine, which has "
+                f"{_GPUS_OF_A_MACHINE} as a rule; what goes between machines takes longer."
+            )
     return [*sentences, *plan.assumed]
