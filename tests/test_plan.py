@@ -98,6 +98,16 @@ WAITING = 2 * 2 * (2 * 16_000 * 2 + 4 * (32 + 4))
 """Bytes of two batches of two clips of 2 s, with their 32 labels."""
 
 
+def test_micro_batches_are_multiplied_out(whole):
+    """Two clips one after the other cost what they cost together."""
+    line = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2", "--num_train_epochs", "0.5"]
+    found = planned("--planned_buckets", "2:9", *line)
+    (apart,), together = found["buckets"], whole["buckets"][0]
+    assert (apart["rows"], apart["micro_batches"], apart["labels"]) == (2, 2, together["labels"])
+    assert apart["cost"]["flops"] == pytest.approx(together["cost"]["flops"], rel=0.01)
+    assert (found["steps_per_epoch"], found["total_steps"]) == (5, 3)
+
+
 def test_scoring_during_training_has_the_optimizers_state_and_the_next_batches_beside_it(whole):
     batch = 3 * (2 * 16_000 * 2 + 4 * (32 + 4))
     evaluation = next(bucket for bucket in whole["buckets"] if bucket["role"] == "eval")
