@@ -130,7 +130,8 @@ def _rows(arguments: Arguments, role: str, lengths: np.ndarray, devices: int) ->
         clips, seconds = training.per_device_eval_batch_size, data.max_eval_batch_seconds
     if seconds is None:
         return rows_per_bucket(lengths, batch_size=clips * multiple, multiple=multiple).tolist()
-    return rows_per_bucket(lengths, max_batch_samples=round(seconds * SAMPLE_RATE) * multiple, multiple=multiple).tolist()
+    samples = round(seconds * SAMPLE_RATE) * multiple
+    return rows_per_bucket(lengths, max_batch_samples=samples, multiple=multiple).tolist()
 
 
 def _split(role: str, num_samples: np.ndarray, kind: str, most: int | None) -> PreparedSplit:

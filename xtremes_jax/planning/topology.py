@@ -27,8 +27,8 @@ class Chip:
 
     kind: str
     flops_per_s: dict[str, float]
-    """Peak rate of products by precision: "bfloat16", "float16", and of float32 arrays "default" (as JAX multiplies them
-    unless told otherwise), "tensorfloat32" and "float32"."""
+    """Peak rate of products by precision: "bfloat16", "float16", and of float32 arrays "default" (as JAX multiplies
+    them unless told otherwise), "tensorfloat32" and "float32"."""
     bytes_per_s: float | None
     """To and from main memory; None where the compiled program does not tell what the device would move."""
     memory: int
