@@ -243,6 +243,8 @@ def _measure(
     for part in parts:
         for place in range(len(part.shapes)):
             buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
+    code = sum(bucket.cost.code for bucket in buckets)
+    buckets = [dataclasses.replace(bucket, programs=code) for bucket in buckets]
     found = _find_batch(arguments, target, parts, buckets, pairs) if arguments.flags.find_batch else None
     assumed = assumptions(run) if arguments.flags.planned_buckets else []
     if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
@@ -266,8 +268,8 @@ def _measure(
     )
 
 
-def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str) -> Bucket:
-    """The program for one of a part's shapes."""
+def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str, others: int = 0) -> Bucket:
+    """The program for one of a part's shapes; the run's other programs take `others` bytes."""
     batch = part.shapes[place]
     rows = batch.label_lengths.shape[0] // len(target.devices)
     seconds = part.lengths[place] / SAMPLE_RATE
@@ -285,6 +287,7 @@ def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, n
         resident=part.resident(batch),
         memory=target.chip.memory,
         step_seconds=cost.seconds(target.chip, _precision(arguments.run)),
+        programs=others + cost.code,
     )
     logger.info("%s: %s", name, _outcome(bucket))
     return bucket
@@ -325,8 +328,9 @@ def _find_batch(
         if number == given:
             return trials[0].fits
         rows, tried = number * unit * longest.micro_batches * len(target.devices), []
-        for part in parts:
-            tried.append(_compile(arguments, target, _with_rows(part, rows), 0, f"Trial {len(trials)}"))
+        for part, bucket in zip(parts, as_given, strict=True):
+            others = bucket.programs - bucket.cost.code
+            tried.append(_compile(arguments, target, _with_rows(part, rows), 0, f"Trial {len(trials)}", others))
             if not tried[-1].fits:
                 break
         trials.append(Trial.of(number * unit, tried))

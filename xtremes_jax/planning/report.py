@@ -40,11 +40,13 @@ class Bucket:
     """Bytes that a device has."""
     step_seconds: float | None
     """Estimated; None where it does not fit."""
+    programs: int = 0
+    """Bytes on each device of all programs of the run, this one among them: they stay there."""
 
     @property
     def peak(self) -> int | None:
         """Bytes on each device at the peak; None where XLA refuses and does not say what it would need."""
-        return None if self.cost.needed is None else self.cost.needed + self.resident
+        return None if self.cost.needed is None else self.cost.needed + self.resident + self.programs
 
     @property
     def fits(self) -> bool:
@@ -142,11 +144,13 @@ def as_text(plan: Plan) -> str:
     """The table and the sentences around it."""
     chip, parameters = plan.target.chip, plan.trainable + plan.frozen
     axes = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    code = max(bucket.programs for bucket in plan.buckets)
+    programs = f"programs {code / MIB:,.1f} MiB, " if code else ""
     lines = [
         "",
         f"{plan.title} on {plan.target.name}: {len(plan.target.devices)} x {chip.kind}, mesh {axes}",
         f"On each device: parameters {parameters / MIB:,.1f} MiB (of them frozen {plan.frozen / MIB:,.1f}), optimizer "
-        f"state {plan.optimizer / MIB:,.1f} MiB, memory {chip.memory / GIB:.2f} GiB",
+        f"state {plan.optimizer / MIB:,.1f} MiB, {programs}memory {chip.memory / GIB:.2f} GiB",
         "",
         _table(plan.buckets),
         "",
@@ -254,7 +258,8 @@ def assumptions(plan: Plan) -> list[str]:
         f"once; waiting for data and checkpoints are left out. Rates and memory: {chip.source}.",
         "FLOPs are of products and convolutions in the compiled program, loops multiplied out, with what is computed "
         "again in the backward pass. Activations are all temporary memory, gradients among it; the peak is arguments, "
-        "temporary memory, two batches that wait and, where scoring interrupts training, the optimizer's state.",
+        "temporary memory, two batches that wait, for TPUs all programs of the run, and, where scoring interrupts "
+        "training, the optimizer's state.",
     ]
     if plan.target.is_proxy:
         sentences.append(
