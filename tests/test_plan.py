@@ -201,6 +201,23 @@ def test_frames_are_not_kept_on_several_hosts(monkeypatch):
         planned("--planned_buckets", "1", "--cache_frontend")
 
 
+def test_all_programs_of_the_run_lie_beside_each(linear, monkeypatch):
+    without = plan.compile_and_measure
+    monkeypatch.setattr(plan, "compile_and_measure", lambda *given: dataclasses.replace(without(*given), code=2**20))
+    line = ["--planned_buckets", "1", "--do_eval", "--per_device_train_batch_size", "2", "--find_batch"]
+    found = planned(*line)
+    assert [bucket["programs"] for bucket in found["buckets"]] == [2 * 2**20] * 2
+    assert found["buckets"][0]["peak"] == 2 * (2**20 + SECOND) + 2 * 2**20
+    assert found["found_batch"]["value"] == 10 * 2**20 // (2**20 + SECOND) < FITTING
+
+
+def test_seconds_that_hold_a_batch_exactly_hold_it(linear):
+    """In floating point, 4.02 times 16,000 is less than three times 1.34 s."""
+    line = ["--max_duration_in_seconds", "4", "--max_batch_seconds", "4.02", "--max_eval_batch_seconds", "4.02"]
+    found = planned("--planned_buckets", "1.34", "--do_eval", *line)
+    assert [bucket["rows"] for bucket in found["buckets"]] == [3, 3]
+
+
 def test_shapes_that_two_splits_share_are_compiled_once():
     def batch(rows, samples):
         return Batch(np.zeros((rows, samples)), *[np.zeros((rows, 1))] * 5)

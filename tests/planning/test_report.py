@@ -54,6 +54,12 @@ def test_what_does_not_fit_has_no_epoch_unless_xla_made_a_program(changes, cell,
     assert ("An epoch:" in as_text(plan_of(bucket(**changes)))) == ("cost" not in changes)
 
 
+def test_programs_are_told_where_they_are_counted():
+    assert "programs" not in as_text(plan_of(bucket())).split("Assumed")[0]
+    made = plan_of(bucket(programs=GIB))
+    assert made.buckets[0].peak == 6 * GIB and "programs 1,024.0 MiB, memory 15.75 GiB" in as_text(made)
+
+
 def test_micro_batches_are_shown():
     assert "8 in 4" in as_text(plan_of(bucket(micro_batches=4)))
 
