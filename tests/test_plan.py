@@ -5,7 +5,6 @@ import json
 import math
 import re
 import tempfile
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -158,10 +157,12 @@ def test_what_is_printed_and_written(linear, capsys, tmp_path):
 
 def test_the_largest_batch_by_seconds_is_found_from_above(linear, capsys):
     line = ["--planned_buckets", "1", "--max_duration_in_seconds", "3", "--max_batch_seconds", "60"]
+    line += ["--resume_from_checkpoint", "elsewhere"]
     found = planned(*line, "--gradient_accumulation_steps", "2", "--find_batch")["found_batch"]
     tried = [trial["rows"] for trial in found["trials"]]
     assert tried[:2] == [60, 30] and found["rows"] == FITTING // 2 and found["value"] == FITTING // 2
-    assert f"--max_batch_seconds {FITTING // 2}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"--max_batch_seconds {FITTING // 2}" in printed and "Assumed: the run begins anew" in printed
 
 
 @pytest.mark.parametrize(("given", "largest", "trials"), [(1, 4, 3), (6, 6, 1)])
@@ -194,8 +195,7 @@ def test_a_front_end_whose_frames_are_kept(linear):
 
 
 def test_frames_are_not_kept_on_several_hosts(monkeypatch):
-    hosts = [SimpleNamespace(process_index=index) for index in (0, 0, 1, 1)]
-    target = dataclasses.replace(plan.find_target("cpu:1"), devices=hosts)
+    target = dataclasses.replace(plan.find_target("cpu:1"), processes=2)
     monkeypatch.setattr(plan, "find_target", lambda name: target)
     with pytest.raises(InputError, match="--cache_frontend works in one process, and this run has 2"):
         planned("--planned_buckets", "1", "--cache_frontend")

@@ -252,6 +252,11 @@ def _measure(
             "while something is scored, the search for a translation counts as its first token alone, as its length is "
             "not known: FLOPs and times of scoring are too small by that."
         )
+    if run.training.resume_from_checkpoint is not None:
+        assumed.append(
+            "the run begins anew: --resume_from_checkpoint is not looked into, and where the number of devices has "
+            "changed, a run that goes on keeps its batches and splits them in another way."
+        )
     return Plan(
         title=f"{run.selection.task.name} with {run.model.model_name_or_path or run.model.config_name}",
         target=target,

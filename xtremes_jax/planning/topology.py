@@ -72,6 +72,8 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 SLICES = {"v5e": _FLAT, "v6e": _FLAT, "v4": _SOLID, "v5p": _SOLID}
 """Shapes that each TPU's slices have, of those that Google's documentation lists."""
+CHIPS_OF_A_HOST = {"v4": 4, "v5p": 4, "v5e": 8, "v6e": 8}
+"""At most: v5e and v6e have hosts of fewer too."""
 NAMES = (*TPUS, "gpu", *GPUS, "cpu")
 
 
@@ -86,11 +88,8 @@ class Target:
     chip: Chip
     devices: Sequence[Any]
     """To make a mesh of. Nobody need hold them; for GPUs they are simulated CPU devices."""
-
-    @property
-    def processes(self) -> int:
-        """That a run on these devices has: one on each host of a TPU slice."""
-        return len({device.process_index for device in self.devices})
+    processes: int = 1
+    """That a run on these devices has at least: one on each host of a TPU slice."""
 
     @property
     def is_proxy(self) -> bool:
@@ -113,7 +112,8 @@ def find_target(name: str) -> Target:
             f"{', '.join(f'{gpu}:8' for gpu in GPUS)}, cpu:8."
         )
     if kind in TPUS:
-        return Target(name, "tpu", TPUS[kind], _tpu_devices(name, kind, size))
+        devices = _tpu_devices(name, kind, size)
+        return Target(name, "tpu", TPUS[kind], devices, processes=-(-len(devices) // CHIPS_OF_A_HOST[kind]))
     count = int(size) if re.fullmatch("[0-9]{1,4}", size) else 0
     if not 1 <= count <= _MOST_CPUS:
         raise InputError(f"--topology {name}: {size} is no number of devices. Give one from 1 to {_MOST_CPUS}.")
