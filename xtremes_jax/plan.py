@@ -246,17 +246,6 @@ def _measure(
     code = sum(bucket.cost.code for bucket in buckets)
     buckets = [dataclasses.replace(bucket, programs=code) for bucket in buckets]
     found = _find_batch(arguments, target, parts, buckets, pairs) if arguments.flags.find_batch else None
-    assumed = assumptions(run) if arguments.flags.planned_buckets else []
-    if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
-        assumed.append(
-            "while something is scored, the search for a translation counts as its first token alone, as its length is "
-            "not known: FLOPs and times of scoring are too small by that."
-        )
-    if run.training.resume_from_checkpoint is not None:
-        assumed.append(
-            "the run begins anew: --resume_from_checkpoint is not looked into, and where the number of devices has "
-            "changed, a run that goes on keeps its batches and splits them in another way."
-        )
     return Plan(
         title=f"{run.selection.task.name} with {run.model.model_name_or_path or run.model.config_name}",
         target=target,
@@ -268,9 +257,26 @@ def _measure(
         buckets=tuple(buckets),
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=steps,
-        assumed=tuple(assumed),
+        assumed=_assumed(arguments, parts),
         found=found,
     )
+
+
+def _assumed(arguments: PlanArguments, parts: Sequence[Part]) -> tuple[str, ...]:
+    """What is taken to be so of the data and of the run, in sentences."""
+    run = arguments.run
+    assumed = assumptions(run) if arguments.flags.planned_buckets else []
+    if run.selection.task.kind == "translation" and any(part.role not in _TRAINING for part in parts):
+        assumed.append(
+            "while something is scored, the search for a translation counts as its first token alone, as its length is "
+            "not known: FLOPs and times of scoring are too small by that."
+        )
+    if run.training.resume_from_checkpoint is not None:
+        assumed.append(
+            "the run begins anew: --resume_from_checkpoint is not looked into, and where the number of devices has "
+            "changed, a run that goes on keeps its batches and splits them in another way."
+        )
+    return tuple(assumed)
 
 
 def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str, others: int = 0) -> Bucket:
