@@ -122,7 +122,7 @@ def make_hooks(
 
     def advance() -> None:
         bar.advance()
-        around.watchdog.beat()
+        course.checkpoints.check()
 
     return Hooks(
         log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=log.write_nonfinite,
