@@ -1,14 +1,16 @@
 """What processes say to each other, with real ones."""
 
 import os
+import re
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import jax
 import pytest
-from several import talk
+from several import Company, free_address, talk
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import launch, processes
@@ -135,6 +137,18 @@ def test_a_first_process_that_cannot_be_reached(monkeypatch):
     with pytest.raises(InputError, match=r"do not find each other at 127\.0\.0\.1:1: .*refused\. Start all of them"):
         launch.join(launch.Launch("127.0.0.1:1", 2, 1))
     assert not jax.distributed.is_initialized()
+
+
+def test_a_first_process_that_nobody_joins():
+    """JAX by itself aborts it, with a stack in C++."""
+    code = """if True:
+        from xtremes_jax.training import launch
+        launch.JOIN_TIMEOUT_SECONDS = 1
+        launch.join(launch.Launch("ADDRESS", 2, 0))
+    """
+    (ended,) = Company([[sys.executable, "-c", code.replace("ADDRESS", free_address())]]).wait(60)
+    assert ended.status == 2, ended.output
+    assert re.search(r"error: The processes .* not all of them have come within 1 s\. Start all of them", ended.output)
 
 
 def test_with_others_a_signal_counts_when_all_have_agreed():

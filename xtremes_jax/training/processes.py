@@ -82,7 +82,7 @@ def gather(value: Any) -> list[Any]:
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in process 0, the only one to call it; the others wait for it. Values are JSON.
 
-    They wait here and not in an operation on the devices: those of CPUs give up after half a minute.
+    They wait here, where a signal and the end of the run are heard, and not in an operation on the devices.
 
     Raises:
         InputError: in all processes, if `make` raises one.
