@@ -1,5 +1,6 @@
 """Output directories: what a run that starts afresh removes, and what it leaves alone."""
 
+import fcntl
 import signal
 
 import pytest
@@ -46,6 +47,21 @@ def test_a_run_that_is_stopped_tells_what_to_do_with_what_it_leaves(
             (tmp_path / "checkpoints" / "5").mkdir(parents=True)
         raise stopped
     assert stopped.way_on == way_on
+
+
+def test_a_lock_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
+    flock, lock = fcntl.flock, tmp_path / ".lock"
+
+    def as_another_run_ends(file, how):
+        if file.fileno() not in locked:
+            locked.append(file.fileno())
+            lock.unlink()
+        flock(file, how)
+
+    locked = []
+    monkeypatch.setattr(fcntl, "flock", as_another_run_ends)
+    with RunDirectory(tmp_path, overwrite=True, training=True):
+        assert lock.read_text(), "which a third run would find"
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path):

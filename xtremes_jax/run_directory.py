@@ -98,6 +98,9 @@ class RunDirectory:
             raise InputError(f"--output_dir {self.path} cannot be written to: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock.fileno()).st_nlink:  # the run that held it has ended meanwhile, and removed it
+                self._lock.close()
+                return self._hold()
         except BlockingIOError as error:
             self._lock.close()
             self._lock = None  # it is another's
