@@ -133,7 +133,7 @@ class SkippedClips:
         for clip in new:
             self._clips[clip.split, clip.sample_id] = clip
             logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
-        self._write()
+        processes.from_first(self._write)  # before any of them ends the run over it
         for name in {clip.split for clip in new}:
             count = sum(clip.split == name for clip in self._clips.values())
             if count > self._max_fraction * self._sizes[name]:

@@ -139,6 +139,31 @@ def test_a_first_process_that_cannot_be_reached(monkeypatch):
     assert not jax.distributed.is_initialized()
 
 
+def test_clips_that_end_a_run_are_listed_before_any_process_ends_it(tmp_path):
+    company = talk(
+        2,
+        f"""
+        from pathlib import Path
+        from xtremes_jax import command, corpus
+        from xtremes_jax.data.prepare import SkippedClip
+        write = corpus.write_skipped
+        corpus.write_skipped = lambda *values: (time.sleep(4), write(*values))  # a slow disk
+        def run(arguments):
+            skipped = corpus.SkippedClips(Path({str(tmp_path)!r}), 0.1)
+            skipped._sizes = {{"train": 5}}
+            skipped.add([SkippedClip("train", 3, "c.flac", "broken.")] * processes.index())
+            skipped.tell()
+        from types import SimpleNamespace
+        arguments = SimpleNamespace(training=SimpleNamespace(
+            log_level="info", use_cpu=True, coordinator_address=None, num_processes=1, process_id=None))
+        command.leave(command.run_command(lambda argv: arguments, run, []))
+        """,
+    )
+    for index, ended in enumerate(company.wait(90)):
+        assert ended.status == 2 and f"[process {index}] error: 1 of 5 clips of split train" in ended.output, ended
+    assert "c.flac" in (tmp_path / "skipped.jsonl").read_text()
+
+
 def test_a_first_process_that_nobody_joins():
     """JAX by itself aborts it, with a stack in C++."""
     code = """if True:
