@@ -32,6 +32,7 @@ from xtremes_jax.starting import (
     generation_config,
     initial_params,
 )
+from xtremes_jax.together import check_same_parameters
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
 from xtremes_jax.training.losses import Objective, PairObjective
@@ -150,11 +151,13 @@ def assemble(
     """Reads or draws the parameters and puts them on the devices, float32, sharded as `--fsdp_devices` says.
 
     Raises:
-        InputError: the checkpoint does not fit the configuration, or has no head for the task and is not to be trained.
+        InputError: the checkpoint does not fit the configuration, or has no head for the task and is not to be trained;
+            or the processes of the run have not all read the same one.
     """
     training = arguments.training
     mesh = sharding.make_mesh(training.fsdp_devices)
     params, report = initial_params(start, config, seed=training.seed, replace_head=training.do_train)
+    check_same_parameters(params)
     if report is not None:
         _tell_of_mismatch(report, start, training.do_train)
     network = outline(arguments, start, corpus, config, mesh, () if report is None else report.missing)

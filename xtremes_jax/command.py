@@ -45,10 +45,7 @@ def run_command(
     except InputError as error:
         return _end(2, f"error: {error}")
     except Interrupted as interruption:
-        again = "." if not arguments.training.do_train else "; the same command goes on from here."
-        if arguments.training.overwrite_output_dir:
-            again = "; the same command without --overwrite_output_dir goes on from here."
-        return _end(interruption.status, f"Stopped by {interruption}{again}")
+        return _end(interruption.status, f"Stopped by {interruption}{interruption.way_on}.")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = f"{error.filename}: " if error.filename else ""
