@@ -1,98 +1,131 @@
-"""Times what protecting a run costs: the quickstart's training with all of its safety on, and with all of it off.
+"""Times what protecting a run costs: stretches of one training with all of its safety on, and with all of it off.
 
-    python scripts/benchmark_safety.py [--rounds 4] [--steps 200] [--save_steps 50] [--json FILE]
+    python scripts/benchmark_safety.py [--rounds 8] [--steps 50] [--json FILE]
 
-On: a checkpoint every `--save_steps` steps (written beside the training, each file hashed, synced and sealed) and
-whenever the last is 20 s old, the record of every step's clips, the agreement on stops, the watchdog. Off: none of
-these; updates from gradients that are not finite are left out in either case, as that is part of the compiled step.
-Both train the quickstart's model on the same SYNTHETIC clips, in processes of their own that take turns. Times are of
-the loop, all pauses for checkpoints in it, without compiling. The first number is the ratio of the medians.
+Trains the quickstart's model on its SYNTHETIC clips in one process. Stretches of `--steps` steps take turns (off, on,
+on, off, ...). On: every step's clips are written down, and looked at with what a signal may have asked for; at the
+stretch's end the state is saved. Off: none of these. Updates from gradients that are not finite are left out in either
+case, as that is part of the compiled step. The first stretch of either kind is not counted.
+
+A save is timed apart, until the loop may go on and until every file is written, hashed, synced and sealed, which in a
+run goes on beside the next steps; here they wait for it. The first number is the ratio of the medians of a step's time
+without saves; the second, what all of a save comes to besides where there is one every 500 steps, as by default.
 """
 
 import argparse
 import dataclasses
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SAVE_SECONDS = 20
+from xtremes_jax import train
 
 
-def train_without_safety(argv: list[str]) -> int:
-    """The run with hooks that neither write down nor agree upon anything."""
-    from xtremes_jax import train
+class Stretches:
+    """The hooks of a run, whose safety is on in one stretch of steps and off in another, and what each took."""
 
+    def __init__(self, steps: int, hooks, checkpoints):
+        self.steps, self.hooks, self.checkpoints = steps, hooks, checkpoints
+        self.times: dict[str, list[float]] = {"on": [], "off": []}
+        self.saves: dict[str, list[float]] = {"handed over": [], "sealed": []}
+        self.done, self.begun = 0, time.perf_counter()
+
+    @property
+    def kind(self) -> str:
+        """Of the stretch that the next step belongs to: off, on, on, off, and so on."""
+        return "on" if (self.done // self.steps) % 4 in (1, 2) else "off"
+
+    def consumed(self, step: int, sample_ids) -> None:
+        """Of `Hooks`."""
+        if self.kind == "on":
+            self.hooks.consumed(step, sample_ids)
+
+    def agree(self, clips, old_at: int) -> int:
+        """Of `Hooks`: the last checkpoint is old at the end of a stretch with safety."""
+        if self.kind == "off":
+            self.count()
+            return 0
+        self.hooks.agree(clips, old_at)
+        if (self.done + 1) % self.steps == 0:
+            return sys.maxsize  # `save` comes next
+        self.count()
+        return 0
+
+    def save(self, state, step: int, score, note) -> None:
+        """Of `Hooks`, until all of it is on the disk. The step before it is done by then: its metrics are noted."""
+        begun = time.perf_counter()
+        self.hooks.save(state, step, score, note)
+        self.saves["handed over"].append(time.perf_counter() - begun)
+        self.checkpoints.wait()
+        self.saves["sealed"].append(time.perf_counter() - begun)
+        self.begun += self.saves["sealed"][-1]
+        if self.kind == "on":  # and not at the end of the run
+            self.count()
+
+    def count(self) -> None:
+        """A step is over, and perhaps its stretch."""
+        kind = self.kind
+        self.done += 1
+        if self.done % self.steps == 0:
+            now = time.perf_counter()
+            self.times[kind].append((now - self.begun) / self.steps)
+            print(f"{kind:3} {self.times[kind][-1]:.4f} s a step", file=sys.stderr, flush=True)
+            self.begun = now
+
+
+def measure(steps: int, rounds: int, work: Path) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of a step in each stretch, and of each save; the first of each are left out."""
+    stretches = []
     make_hooks = train.make_hooks
 
-    def make_bare_hooks(*arguments, **options):
-        hooks = make_hooks(*arguments, **options)
-        return dataclasses.replace(hooks, consumed=lambda step, sample_ids: None, agree=lambda clips, save_due: False)
+    def make_switched_hooks(arguments, corpus, course, *others, **options):
+        hooks = make_hooks(arguments, corpus, course, *others, **options)
+        switched = Stretches(steps, hooks, course.checkpoints)
+        stretches.append(switched)
+        return dataclasses.replace(hooks, consumed=switched.consumed, agree=switched.agree, save=switched.save)
 
-    train.make_hooks = make_bare_hooks
-    return train.main(argv)
-
-
-def command(work: Path, wanted: argparse.Namespace, safe: bool, number: int) -> list[str]:
-    """A run's command line."""
+    train.make_hooks = make_switched_hooks
     flags = {
-        "output_dir": work / f"{'on' if safe else 'off'}{number}", "cache_dir": work / "data",
-        "compilation_cache_dir": work / "compiled", "max_steps": wanted.steps, "do_eval": False, "do_predict": False,
-        "eval_strategy": "no", "disable_tqdm": True, "logging_steps": 10,
+        "output_dir": work / "run", "cache_dir": work / "data", "max_steps": 2 * (rounds + 1) * steps, "do_eval": False,
+        "do_predict": False, "eval_strategy": "no", "save_strategy": "no", "save_seconds": 86400, "disable_tqdm": True,
+        "log_level": "warning",
     }  # fmt: skip
-    if safe:
-        flags |= {"save_steps": wanted.save_steps, "save_seconds": SAVE_SECONDS, "stall_timeout": 60}
-    else:
-        flags |= {"save_strategy": "no", "stall_timeout": "none"}
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    this = ["-m", "xtremes_jax.train"] if safe else [str(Path(__file__).resolve()), "--bare"]
-    return [sys.executable, *this, "scripts/quickstart.json", *line]
-
-
-def measure(work: Path, wanted: argparse.Namespace, safe: bool, number: int) -> float:
-    """Seconds of a step, of a run that has just been made."""
-    line = command(work, wanted, safe, number)
-    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"The run failed with status {done.returncode}:\n{done.stderr[-3000:]}")
-    output = Path(line[line.index("--output_dir") + 1])
-    results = json.loads((output / "train_results.json").read_text("utf-8"))
-    saved = len(list((output / "checkpoints").iterdir())) if (output / "checkpoints").is_dir() else 0
-    if bool(saved) != safe:
-        raise SystemExit(f"{output.name} has {saved} checkpoints, which is not what the two kinds of run are to have.")
-    return (results["train_runtime"] - results["train_compile_seconds"]) / results["train_steps"]
+    status = train.main([str(ROOT / "scripts" / "quickstart.json"), *line])
+    if status:
+        raise SystemExit(status)
+    times, saves = stretches[0].times, stretches[0].saves
+    return tuple({kind: values[1:] for kind, values in found.items()} for found in (times, saves))
 
 
 def main() -> int:
     """Command line; returns the exit status."""
-    if sys.argv[1:2] == ["--bare"]:
-        return train_without_safety(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--save_steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=8, help="stretches of either kind that are counted")
+    parser.add_argument("--steps", type=int, default=50, help="of a stretch")
     parser.add_argument("--json", type=Path, metavar="FILE")
     wanted = parser.parse_args()
-    times: dict[str, list[float]] = {"on": [], "off": []}
     with tempfile.TemporaryDirectory(prefix="benchmark-safety-") as folder:
-        for number in range(wanted.rounds + 1):
-            for kind in ("on", "off") if number % 2 else ("off", "on"):
-                seconds = measure(Path(folder), wanted, kind == "on", number)
-                counted = number > 0  # the first fills the caches of data and programs
-                times[kind] += [seconds] * counted
-                note = "" if counted else " (not counted)"
-                print(f"{kind:3} {seconds:.4f} s a step{note}", file=sys.stderr, flush=True)
+        times, saves = measure(wanted.steps, wanted.rounds, Path(folder))
     median = {kind: statistics.median(values) for kind, values in times.items()}
-    print(f"ratio {median['on'] / median['off']:.4f} (a step with safety on : off, medians of {wanted.rounds} rounds)")
+    ratio = median["on"] / median["off"]
+    print(f"ratio {ratio:.4f} (a step with safety on : off, medians of {wanted.rounds} stretches)")
+    each = {part: statistics.median(values) for part, values in saves.items()}
+    share = each["sealed"] / (500 * median["off"])
+    print(f"{share:.2%} for a save every 500 steps: {each['handed over']:.3f} s until the loop may go on, "
+          f"{each['sealed']:.3f} s until it is sealed")  # fmt: skip
     for kind, values in times.items():
         print(f"{kind:3} {median[kind]:.4f} s a step ({min(values):.4f} to {max(values):.4f})")
     if wanted.json:
-        wanted.json.write_text(json.dumps({"seconds per step": times}, indent=2) + "\n", encoding="utf-8")
+        wanted.json.write_text(
+            json.dumps({"seconds per step": times, "seconds per save": saves}, indent=2) + "\n", encoding="utf-8"
+        )
     return 0
 
 

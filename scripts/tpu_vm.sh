@@ -95,7 +95,7 @@ install() {
 sudo apt-get update -q; sudo apt-get install -y -q python3-pip nfs-common
 python3 -m pip install -q --user uv
 [ -d .venv ] || python3 -m uv venv -q --python 3.12 --seed .venv
-.venv/bin/pip install -q -r requirements.txt "jax[tpu]"'
+.venv/bin/pip install -q -r requirements.txt "jax[tpu]" gcsfs'
     if [[ -n "${NFS:-}" ]]; then
         on_all_hosts "sudo mkdir -p /mnt/shared
 mountpoint -q /mnt/shared || sudo mount -t nfs $(printf %q "$NFS") /mnt/shared"

@@ -49,7 +49,8 @@ def run_command(
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = f"{error.filename}: " if error.filename else ""
-            return _end(2, f"error: {where}{error.strerror}. Make room; the same command then goes on from here.")
+            way_on = "Make room; the same command, without --overwrite_output_dir, then goes on from here."
+            return _end(2, f"error: {where}{error.strerror}. {way_on}")
         if not processes.several():
             raise
         traceback.print_exc()

@@ -167,7 +167,8 @@ class Checkpoints:
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"A checkpoint could not be written to {self.directory}: {what} {kept}. "
-                "Make room or mend the directory; the same command then goes on from there."
+                "Make room or mend the directory; the same command, without --overwrite_output_dir, then goes on from "
+                "there."
             ) from error
 
     def damage(self, step: int, *, contents: bool = True) -> str | None:

@@ -191,6 +191,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
     job, count, index, local = (
         _number(name, environment[name]) for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     )
+    step = _number("SLURM_STEP_ID", environment.get("SLURM_STEP_ID", "0"))
     if count == 1:
         return None
     # "gpu[07-09,12],cpu3" begins with gpu07.
@@ -198,7 +199,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
     first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
     if first is None:
         raise InputError(f"SLURM_STEP_NODELIST {nodes!r} names no node. Give --coordinator_address and the like.")
-    address = f"{first[1]}{first[2] or ''}:{_SLURM_PORTS[job % len(_SLURM_PORTS)]}"
+    address = f"{first[1]}{first[2] or ''}:{_SLURM_PORTS[(job + step) % len(_SLURM_PORTS)]}"
     one_a_node = environment.get("SLURM_STEP_NUM_NODES") == str(count)
     bound = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") == 0 and "CUDA_VISIBLE_DEVICES" in environment
     return Launch(address, count, index, None if one_a_node or bound else (local,))
