@@ -6,7 +6,8 @@
 A compile-time ESTIMATE: nothing is run. FLOPs and bytes are read off the compiled programs (hlo.py and traffic.py in
 xtremes_jax/planning) with loops multiplied out, which XLA's own counts leave to the reader; the encoder layer is
 compiled once and multiplied by the layers. The time is what the chip's peak rate or its memory takes, whichever is
-longer. Results are written after every part; parts that the JSON file has for the same work are not compiled again.
+longer, at the rates that xtremes_jax.plan has of it. Results are written after every part; parts that the JSON file has
+for the same work are not compiled again.
 """
 
 import argparse
@@ -19,15 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
-# Before JAX starts: nothing is asked of a metadata server that is not there.
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+from xtremes_jax.planning.topology import GIB, TPUS, find_target
 
-CHIPS = {
-    "v5e": {"topology": "v5e:2x2", "flops_per_s": 197e12, "bytes_per_s": 819e9, "memory": 16e9},
-    "v6e": {"topology": "v6e:2x2", "flops_per_s": 918e12, "bytes_per_s": 1640e9, "memory": 32e9},
-}
-"""Peak bf16 rate, memory bandwidth and memory of a chip: Google Cloud's documentation of TPU v5e and TPU v6e
-(cloud.google.com/tpu/docs/v5e and /v6e)."""
+CHIPS = ("v5e", "v6e")
+"""Of `TPUS`; both have slices of 2x2."""
 STEP = "whole step"
 
 
@@ -72,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="clips on one chip")
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--remat", choices=["none", "full", "dots"], default="full", help="of the whole step")
-    parser.add_argument("--chips", nargs="+", choices=list(CHIPS), default=list(CHIPS))
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=CHIPS)
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, STEP], default=[*PARTS, STEP])
     parser.add_argument("--again", action="store_true", help="compile again what the JSON file has")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -83,13 +79,12 @@ def parse() -> argparse.Namespace:
 def measure(chip: str, name: str, kind: str, setting) -> dict:
     """Compiles one part for one chip; what `--json` holds of it. FLOPs, bytes and times are of all its layers."""
     from benchmarks.parts import lower_whole_step, make_part
-    from jax.experimental import topologies
 
     from xtremes_jax.models.platform import written_for
     from xtremes_jax.planning.hlo import Program
     from xtremes_jax.planning.traffic import moved_bytes
 
-    device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]["topology"]).devices[0]
+    facts, device = TPUS[chip], find_target(f"{chip}:2x2").devices[0]
     begun = time.perf_counter()
     with written_for("tpu"):
         if name == STEP:
@@ -103,7 +98,7 @@ def measure(chip: str, name: str, kind: str, setting) -> dict:
         Path(folder, f"{chip}-{name}-{kind}.txt".replace(" ", "_")).write_text(text, encoding="utf-8")
     program, memory = Program(text), compiled.memory_analysis()
     flops, moved = times * program.product_flops(), times * moved_bytes(program)
-    by_flops, by_bytes = flops / CHIPS[chip]["flops_per_s"], moved / CHIPS[chip]["bytes_per_s"]
+    by_flops, by_bytes = flops / facts.flops_per_s["bfloat16"], moved / facts.bytes_per_s
     return {
         "times": times,
         "flops": flops,
@@ -139,7 +134,8 @@ def report(results: dict) -> str:
         "is paid only where it is trained (the whole step has it frozen). The encoder layer is compiled once, without "
         f"rematerialisation, and multiplied by the layers; the whole step has remat `{setting['remat']}`.",
     ]
-    for chip, facts in CHIPS.items():
+    for chip in CHIPS:
+        facts = TPUS[chip]
         rows = {key.split("/", 1)[1]: row for key, row in results["parts"].items() if key.startswith(f"{chip}/")}
         if not rows:
             continue
@@ -147,8 +143,8 @@ def report(results: dict) -> str:
             "",
             f"## TPU {chip}",
             "",
-            f"Peak {facts['flops_per_s'] / 1e12:g} TFLOP/s in bfloat16, {facts['bytes_per_s'] / 1e9:g} GB/s, "
-            f"{facts['memory'] / 1e9:g} GB (cloud.google.com/tpu/docs/{chip}).",
+            f"Peak {facts.flops_per_s['bfloat16'] / 1e12:g} TFLOP/s in bfloat16, {facts.bytes_per_s / 1e9:g} GB/s, "
+            f"{facts.memory / GIB:g} GiB. {facts.source}.",
             "",
             "| part | | roofline ms | bound by | GFLOP | GB moved | of which FLOPs ms | bytes ms | temporary MB | x |",
             "|---|---|---|---|---|---|---|---|---|---|",

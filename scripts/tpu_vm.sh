@@ -29,6 +29,13 @@ PLACE=(--zone="$ZONE")
 [[ -z "${PROJECT:-}" ]] || PLACE+=(--project="$PROJECT")
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+for flag in "$@"; do
+    if [[ "$flag" == --*hub_token* ]]; then
+        echo "error: a token among the flags would be printed with each command. Export HF_TOKEN in its place." >&2
+        exit 2
+    fi
+done
+
 show() {
     printf '+' >&2
     printf ' %q' "$@" >&2
@@ -61,7 +68,10 @@ create() {
     [[ -z "${SPOT:-}" ]] || spot=(--spot)
     do_it gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" "${PLACE[@]}" \
         --accelerator-type="$TYPE" --runtime-version="$VERSION" "${spot[@]}"
-    [[ -z "${DRY_RUN:-}" ]] || return 0
+    [[ -n "${DRY_RUN:-}" ]] || wait_for_it
+}
+
+wait_for_it() {
     local now
     while now="$(state)" && [[ "$now" != ACTIVE ]]; do
         if [[ "$now" =~ ^(FAILED|SUSPENDED|ABSENT)$ ]]; then
@@ -85,7 +95,7 @@ install() {
 sudo apt-get update -q; sudo apt-get install -y -q python3-pip nfs-common
 python3 -m pip install -q --user uv
 [ -d .venv ] || python3 -m uv venv -q --python 3.12 --seed .venv
-.venv/bin/pip install -q -r requirements.txt "jax[tpu]"'
+.venv/bin/pip install -q -r requirements.txt "jax[tpu]" gcsfs'
     if [[ -n "${NFS:-}" ]]; then
         on_all_hosts "sudo mkdir -p /mnt/shared
 mountpoint -q /mnt/shared || sudo mount -t nfs $(printf %q "$NFS") /mnt/shared"
@@ -97,12 +107,11 @@ mountpoint -q /mnt/shared || sudo mount -t nfs $(printf %q "$NFS") /mnt/shared"
 }
 
 hand_token_on() {
-    local file
-    file="$(mktemp)" # which only this user can read
-    printf %s "$HF_TOKEN" >"$file"
+    token_file="$(mktemp)" # which only this user can read
+    trap 'rm -f "$token_file"' EXIT
+    printf %s "$HF_TOKEN" >"$token_file"
     gcloud compute tpus tpu-vm ssh "$TPU" "${PLACE[@]}" --worker=all --command='mkdir -p -m 700 .cache/huggingface'
-    gcloud compute tpus tpu-vm scp "$file" "$TPU:.cache/huggingface/token" "${PLACE[@]}" --worker=all
-    rm "$file"
+    gcloud compute tpus tpu-vm scp "$token_file" "$TPU:.cache/huggingface/token" "${PLACE[@]}" --worker=all
 }
 
 run() {
@@ -130,7 +139,11 @@ train() {
         case "$now" in
         ACTIVE) ;;
         ABSENT) create ;;
-        UNKNOWN) return 1 ;;
+        ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING | CREATING) wait_for_it ;;
+        UNKNOWN)
+            echo "error: gcloud does not tell what the TPU $TPU is. See gcloud compute tpus queued-resources list." >&2
+            return 1
+            ;;
         *) delete && create ;;
         esac
         # By themselves, as bash minds no errors in what is part of a condition.

@@ -36,7 +36,7 @@ def run_elsewhere(arguments: list[str], **environment) -> subprocess.CompletedPr
 
 def run_on_eight_devices(script: str) -> str:
     """Runs a script in a process of its own that sees eight CPU devices; returns what it prints."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=environment, check=False

@@ -59,7 +59,7 @@ class Company:
             assert self.processes[index].poll() is None and time.monotonic() < deadline, self.output(index)[-3000:]
             time.sleep(0.05)
 
-    def wait(self, seconds: float = 300) -> list[Ended]:
+    def wait(self, seconds: float = 600) -> list[Ended]:
         """How they ended; those that have not by then are killed, and have the status -9."""
         ended: dict[int, Ended] = {}
         while len(ended) < len(self.processes):

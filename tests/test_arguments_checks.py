@@ -47,6 +47,8 @@ def parse(extra: str = "", config: str = "mls.all"):
         ("--mask_time_prob 1.5", "at most 1"),
         ("--hidden_dropout 1", "less than 1"),
         ("--fp16 maybe", "true or false"),
+        ("--output_dir gs://bucket/run", "is no directory of this machine. Give one; checkpoints alone can lie in a"),
+        ("--report_to tensorboard --logging_dir gs://bucket/run", "is no directory of this machine"),
         ("--do_eval conf.json", "true or false"),
         ("--lr_scheduler_type cosin", "did you mean cosine"),
         ("--report_to wandb", "Choose one of none, tensorboard, all"),

@@ -57,6 +57,11 @@ def test_a_plan_is_of_a_run_that_trains():
         parse_plan_arguments(line)
 
 
+def test_a_plan_is_not_of_preparing_data():
+    with pytest.raises(InputError, match="Drop --preprocessing_only"):
+        parse_plan_arguments([*RUN, "--topology", "cpu:8", "--preprocessing_only"])
+
+
 def test_a_run_does_not_take_a_plans_flags():
     with pytest.raises(InputError, match="Unknown flag --topology"):
         parse_arguments([*RUN, "--topology", "cpu:8"])

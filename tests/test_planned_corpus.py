@@ -46,7 +46,7 @@ def test_every_length_is_a_bucket_of_a_run_that_groups_by_length():
 def test_vocabulary_and_classes():
     arguments, start, corpus = corpus_of(["5"])
     assert model_config(arguments, start, corpus).vocab_size == VOCABULARY == len(corpus.tokenizer)
-    assert "64 characters" in assumptions(arguments)
+    assert "64 characters" in assumptions(arguments)[0] and len(assumptions(arguments)) == 1
     arguments, start, corpus = corpus_of(["5"], task="fleurs-lang_id")
     assert model_config(arguments, start, corpus).num_labels == 102
     assert {len(labels) for labels in corpus.splits["train"].labels} == {1}
@@ -68,13 +68,18 @@ def test_retrieval_has_pairs():
     assert {len(labels) for labels in corpus.splits["train"].labels} == {0}
 
 
+def test_flags_of_the_data_that_change_nothing_are_named():
+    arguments = corpus_of(["5"], "--max_train_samples", "7", "--max_eval_samples", "7")[0]
+    assert assumptions(arguments)[1].endswith("so --max_train_samples, --max_eval_samples changed nothing")
+
+
 def test_a_tokenizer_that_is_there_is_taken(tmp_path):
     vocabulary = {token: place for place, token in enumerate(["[PAD]", "[UNK]", "|", *"abcdefg"])}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     config = {"unk_token": "[UNK]", "pad_token": "[PAD]", "word_delimiter_token": "|"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     arguments, _, corpus = corpus_of(["5"], "--tokenizer_name_or_path", str(tmp_path))
-    assert set(vocabulary) <= set(corpus.tokenizer.get_vocab()) and "the tokenizer's" in assumptions(arguments)
+    assert set(vocabulary) <= set(corpus.tokenizer.get_vocab()) and "the tokenizer's" in assumptions(arguments)[0]
 
 
 def test_a_directory_need_not_hold_weights(tmp_path):
@@ -99,3 +104,14 @@ def test_a_directory_need_not_hold_weights(tmp_path):
 def test_lengths_that_make_no_sense_are_refused(buckets, said):
     with pytest.raises(InputError, match=said):
         corpus_of(buckets)
+
+
+def test_what_the_run_would_filter_out_is_refused():
+    with pytest.raises(InputError, match="2 is no longer than --min_duration_in_seconds 2"):
+        corpus_of(["2", "3"], "--min_duration_in_seconds", "2")
+    corpus_of(["2.1", "3"], "--min_duration_in_seconds", "2")
+
+
+def test_one_clip_makes_no_pair():
+    with pytest.raises(InputError, match="4:1 is one clip, and a pair for retrieval is two"):
+        corpus_of(["4:1"], task="fleurs-retrieval")

@@ -16,6 +16,7 @@ from xtremes_jax.course import BatchSplit, with_the_same_batches
 def test_eight_devices_give_the_losses_of_one(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     noisy = dict(hidden_dropout=0.1, mask_time_prob=0.3, mask_feature_prob=0.1, do_eval=None, save_strategy="no")
+    noisy["max_buckets"] = 1
     one = flags(corpus, tmp_path / "one", "mls.all", **noisy, per_device_train_batch_size=8)
     split = dict(per_device_train_batch_size=1)
     many = flags(corpus, tmp_path / "many", "mls.all", **(noisy | split), gradient_accumulation_steps=1)
@@ -37,7 +38,7 @@ def test_a_run_goes_on_with_more_and_with_fewer_devices(tmp_path):
     """Steps 1 and 2 on one device, 3 and 4 on four, 5 and 6 on two with split parameters: batches and losses stay."""
     corpus = write_corpus(tmp_path / "corpus")
     changes = dict(
-        hidden_dropout=0.1, layerdrop=0.1, mask_time_prob=0.3, do_eval=None, save_steps=2, max_steps=6,
+        hidden_dropout=0.1, layerdrop=0.1, mask_time_prob=0.3, do_eval=None, save_steps=2, max_steps=6, max_buckets=1,
         per_device_train_batch_size=4, gradient_accumulation_steps=2,
     )  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -134,9 +134,11 @@ def test_an_output_directory_that_is_not_shared(tmp_path):
         except InputError as error:
             print("said:", error)
         print("left:", os.listdir(folder), flush=True)
+        with run_directory.RunDirectory(folder, overwrite=False, training=False):
+            print("scored")  # which the first process alone writes down
         os._exit(0)
         """,
     )
     first, second = company.wait(60)
     assert f"said: --output_dir {tmp_path}/1 of process 1 is not that of process 0" in second.output, second.output
-    assert "left: []" in second.output
+    assert "left: []" in second.output and "scored" in second.output

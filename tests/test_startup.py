@@ -25,7 +25,7 @@ def test_a_second_run_compiles_nothing(tmp_path):
     losses = []
     for name in ("cold", "warm"):
         arguments = flags(corpus, tmp_path / name, "mls.all", do_eval=None, save_strategy="no")
-        environment = {"XDG_CACHE_HOME": str(home), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+        environment = {"XDG_CACHE_HOME": str(home), "JAX_COMPILATION_CACHE_DIR": ""}
         done = run_elsewhere(arguments, **environment, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
         assert done.returncode == 0, done.stderr
         results = json.loads((tmp_path / name / "train_results.json").read_text())

@@ -1,8 +1,12 @@
 """Whole runs on small corpora of tones: what they write, that they learn, resume, stop and refuse."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from safetensors.numpy import save_file
 
 from xtremes_jax import InputError, evaluate, load_model, score, train, transcribe
 from xtremes_jax.run_record import read_run
+from xtremes_jax.training.signals import Interrupted, StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +266,21 @@ def test_a_model_of_another_architecture_is_refused(corpus, tmp_path, capsys):
     changes = dict(config_name=None, model_name_or_path=other)
     assert train.main(flags(corpus, tmp_path / "out", "mls.all", **changes)) == 2
     assert "hubert" in capsys.readouterr().err
+
+
+def test_a_signal_waits_until_the_last_checkpoint_is_on_the_disk():
+    """As it may come from another process's machine than the one that all have stopped for."""
+    written = []
+
+    def write():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        written.append(1)
+
+    with pytest.raises(Interrupted), StopRequest(shared=True) as stop:
+        train.finish_writing(SimpleNamespace(wait=write), stop)
+        assert written and stop.received == signal.SIGTERM
+        stop.check()
 
 
 def test_an_output_directory_in_use_is_refused(recognition, corpus, tmp_path, capsys):

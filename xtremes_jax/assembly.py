@@ -33,6 +33,7 @@ from xtremes_jax.starting import (
     generation_config,
     initial_params,
 )
+from xtremes_jax.together import check_same_parameters
 from xtremes_jax.training import sharding
 from xtremes_jax.training.devices import describe_devices
 from xtremes_jax.training.losses import Objective, PairObjective
@@ -151,11 +152,13 @@ def assemble(
     """Reads or draws the parameters and puts them on the devices, float32, sharded as `--fsdp_devices` says.
 
     Raises:
-        InputError: the checkpoint does not fit the configuration, or has no head for the task and is not to be trained.
+        InputError: the checkpoint does not fit the configuration, or has no head for the task and is not to be trained;
+            or the processes of the run have not all read the same one.
     """
     training = arguments.training
     mesh = sharding.make_mesh(training.fsdp_devices)
     params, report = initial_params(start, config, seed=training.seed, replace_head=training.do_train)
+    check_same_parameters(params)
     if report is not None:
         _tell_of_mismatch(report, start, training.do_train)
     network = outline(arguments, start, corpus, config, mesh, () if report is None else report.missing)
@@ -308,7 +311,7 @@ def make_train_loader(arguments: Arguments, corpus: Corpus, mesh: Mesh) -> Train
     if data.max_batch_seconds is None:
         size = {"batch_size": training.per_device_train_batch_size * multiple}
     else:
-        size = {"max_batch_samples": int(data.max_batch_seconds * SAMPLE_RATE) * multiple}
+        size = {"max_batch_samples": round(data.max_batch_seconds * SAMPLE_RATE) * multiple}
     return TrainLoader(
         corpus.splits["train"],
         multiple=multiple,

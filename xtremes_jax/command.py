@@ -45,14 +45,12 @@ def run_command(
     except InputError as error:
         return _end(2, f"error: {error}")
     except Interrupted as interruption:
-        again = "." if not arguments.training.do_train else "; the same command goes on from here."
-        if arguments.training.overwrite_output_dir:
-            again = "; the same command without --overwrite_output_dir goes on from here."
-        return _end(interruption.status, f"Stopped by {interruption}{again}")
+        return _end(interruption.status, f"Stopped by {interruption}{interruption.way_on}.")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = f"{error.filename}: " if error.filename else ""
-            return _end(2, f"error: {where}{error.strerror}. Make room; the same command then goes on from here.")
+            way_on = "Make room; the same command, without --overwrite_output_dir, then goes on from here."
+            return _end(2, f"error: {where}{error.strerror}. {way_on}")
         if not processes.several():
             raise
         traceback.print_exc()

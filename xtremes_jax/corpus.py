@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class SkippedClips:
         for clip in new:
             self._clips[clip.split, clip.sample_id] = clip
             logger.warning("Left out of %s: %s: %s", clip.split, clip.clip, clip.reason)
-        self._write()
+        processes.from_first(self._write)  # before any of them ends the run over it
         for name in {clip.split for clip in new}:
             count = sum(clip.split == name for clip in self._clips.values())
             if count > self._max_fraction * self._sizes[name]:
@@ -144,10 +144,18 @@ class SkippedClips:
                 )
 
 
-def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClips) -> Corpus:
+def load_corpus(
+    arguments: Arguments, start: StartingPoint, skipped: SkippedClips, beat: Callable[[], None] = lambda: None
+) -> Corpus:
     """Finds the rows of every split the run needs, makes the vocabulary or the classes, and prepares the clips.
 
     When nothing is trained, vocabulary and classes are the model's own.
+
+    Args:
+        arguments: of the run.
+        start: what the model starts from.
+        skipped: where clips that are left out are listed.
+        beat: called whenever some of it is done, as a sign of life.
 
     Raises:
         InputError: see `data.sources.load_splits` and `data.prepare.prepare`; the classes of the data are not the
@@ -160,7 +168,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
     unlisted = unlisted_ignored(data.chars_to_ignore) if task.predicts_text else ""
     if unlisted:
         logger.info("--chars_to_ignore, as in the reference a part of a regular expression, also deletes %s", unlisted)
-    raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir)
+    raw = load_splits(data, arguments.selection, _requests(arguments), arguments.model.cache_dir, beat)
     tokenizer = _tokenizer(arguments, start, raw) if task.predicts_text else None
     # Frames depend on the convolutions alone, so any head will do.
     options = {
@@ -176,6 +184,7 @@ def load_corpus(arguments: Arguments, start: StartingPoint, skipped: SkippedClip
         "cache_dir": _cache_folder(arguments),
         "overwrite_cache": data.overwrite_cache,
         "show_progress": not arguments.training.disable_tqdm,
+        "beat": beat,
     }
     splits = {
         role: prepare(split, purpose="train" if role == "train" else "score", **options) for role, split in raw.items()

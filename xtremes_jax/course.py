@@ -145,13 +145,13 @@ def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> tuple[Check
     Raises:
         InputError: there is no such checkpoint, or none that is undamaged.
     """
-    named = None if wanted in (None, "True", "true") else str(place(wanted))
-    try:
-        newest = checkpoints.newest_sound()
-    except InputError:
-        if named is None:
-            raise
-        newest = None  # which is why another is named
+    named, newest = None if wanted in (None, "True", "true") else str(place(wanted)), None
+    if named is None or named == (checkpoints.newest_progress() or {}).get("origin"):
+        try:
+            newest = checkpoints.newest_sound()
+        except InputError:
+            if named is None:
+                raise  # else that is why another is named
     origin = None if newest is None else checkpoints.progress(newest)["origin"]
     if named is not None and named != origin:
         return *Checkpoints.at(named), named

@@ -3,13 +3,15 @@
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from xtremes_jax import command, console
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
 from xtremes_jax.assembly import assemble, model_config
-from xtremes_jax.corpus import SkippedClips, load_corpus
+from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.data.cache import default_cache_dir
+from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
@@ -17,7 +19,7 @@ from xtremes_jax.scoring import make_scorer, results_of, write_scores
 from xtremes_jax.starting import starting_point
 from xtremes_jax.together import Together, check_same_run
 from xtremes_jax.training.devices import configure_jax
-from xtremes_jax.training.processes import first_goes_ahead, is_first, several
+from xtremes_jax.training.processes import first_goes_ahead, from_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.watchdog import Watchdog
 
@@ -45,21 +47,25 @@ def run(arguments: Arguments) -> dict[str, Any]:
         translation = arguments.selection.task.kind == "translation"
         start = starting_point(arguments.model, translation=translation, token=training.hub_token)
         with first_goes_ahead():
-            corpus = load_corpus(arguments, start, skipped)
+            corpus = load_corpus(arguments, start, skipped, watchdog.beat)
         check_same_run(arguments, corpus)
         watchdog.enter("making the model")
         network = assemble(arguments, start, corpus, model_config(arguments, start, corpus))
-        scorer = make_scorer(arguments, network, corpus, "predict", skipped, Together(stop, skipped))
+        together = Together(stop, skipped, watchdog.beat)
+        scorer = make_scorer(arguments, network, corpus, "predict", skipped, together)
         watchdog.enter("scoring")
         scored = scorer(network.trainable, network.frozen)
         results = results_of("predict", scored)
-        if is_first():
-            folder = directory.path
-            write_scores(folder, "predict", scored, "predictions.jsonl")
-            write_json(folder / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
-            write_record(folder, arguments, corpus, {"predict": scored})
-            console.show_results(results, arguments, corpus, folder)
+        from_first(lambda: _publish(arguments, corpus, scored, results, directory.path))
     return results
+
+
+def _publish(arguments: Arguments, corpus: Corpus, scored: ScoredSplit, results: dict[str, Any], folder: Path) -> None:
+    """Writes and shows the scores."""
+    write_scores(folder, "predict", scored, "predictions.jsonl")
+    write_json(folder / "results.json", {**scored.metrics, **_circumstances(arguments, corpus.synthetic)})
+    write_record(folder, arguments, corpus, {"predict": scored})
+    console.show_results(results, arguments, corpus, folder)
 
 
 def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xtremes_jax import hub
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
@@ -15,7 +17,7 @@ from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.model_card import CardFacts, model_card
 from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
 from xtremes_jax.starting import StartingPoint
-from xtremes_jax.training.processes import is_first
+from xtremes_jax.training.processes import from_first
 from xtremes_jax.training.sharding import to_host
 
 logger = logging.getLogger(__name__)
@@ -26,11 +28,20 @@ _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dat
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
     """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`.
 
-    Every process takes part, as each may hold only parts of the parameters; the first one writes.
+    Every process takes part, as each may hold only parts of the parameters; the first one writes, and the others wait.
     """
     params = {name: to_host(value) for name, value in (network.trainable | network.frozen).items()}
-    if not is_first():
-        return
+    from_first(lambda: _write(directory, params, network, arguments, corpus, start))
+
+
+def _write(
+    directory: Path,
+    params: dict[str, np.ndarray],
+    network: Network,
+    arguments: Arguments,
+    corpus: Corpus,
+    start: StartingPoint,
+) -> None:
     names, tokenizer, config = corpus.label_names, corpus.tokenizer, network.config
     translation = isinstance(config, TranslationConfig)
     if not translation and config.head == "retrieval":

@@ -43,7 +43,7 @@ from xtremes_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_UNDER_WAY = 4
+UNDER_WAY = 4
 """Batches whose frames are on their way to the disk; each stays on the devices until it is written."""
 
 _CONFIGURATION = "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation".split()
@@ -83,7 +83,7 @@ class FrontendCache:
         if self._writes:
             for array in arrays:
                 array.copy_to_host_async()
-            while len(self._under_way) >= _UNDER_WAY:
+            while len(self._under_way) >= UNDER_WAY:
                 self._under_way.popleft().result()
             self._under_way.append(self._thread.submit(self._write, *arrays))
         return batch._replace(audio=None, frames=frames)
@@ -175,15 +175,19 @@ class CachedBatches(Iterator[LoadedBatch]):
         self._stream.close()
 
 
-def check_process_count(arguments: Arguments) -> None:
-    """Refuses a run of several processes: each would need frames that others have made.
+def check_process_count(arguments: Arguments, count: int) -> None:
+    """Refuses `--cache_frontend` in a run of several processes: each would need frames that others have made.
+
+    Args:
+        arguments: of the run.
+        count: of its processes.
 
     Raises:
-        InputError: `--cache_frontend` is given in one.
+        InputError: it is given in one.
     """
-    if arguments.model.cache_frontend and jax.process_count() > 1:
+    if arguments.model.cache_frontend and count > 1:
         raise InputError(
-            f"--cache_frontend works in one process, and this run has {jax.process_count()}: each would need frames "
+            f"--cache_frontend works in one process, and this run has {count}: each would need frames "
             "that others have made. Drop the flag."
         )
 

@@ -19,6 +19,7 @@ from xtremes_jax.startup import StartUp
 from xtremes_jax.together import Together
 from xtremes_jax.training.loop import Hooks, Schedule
 from xtremes_jax.training.meter import FitReport, Note
+from xtremes_jax.training.processes import from_first
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.watchdog import Watchdog
@@ -122,9 +123,13 @@ def make_hooks(
 
     def advance() -> None:
         bar.advance()
-        around.watchdog.beat()
+        course.checkpoints.check()
+
+    def write_nonfinite(step: int, count: int) -> Path:
+        # All end the run after this: none before the first has written it down.
+        return Path(from_first(lambda: str(log.write_nonfinite(step, count))))
 
     return Hooks(
-        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=log.write_nonfinite,
+        log=write_log, evaluate=evaluate, save=save, consumed=log.write_batch, nonfinite=write_nonfinite,
         agree=around.together.at_step, advance=advance, started=started,
     )  # fmt: skip

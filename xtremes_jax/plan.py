@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from xtremes_jax.data.buckets import PlannedBatch
 from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
-from xtremes_jax.frontend_cache import shapes_on_frames
+from xtremes_jax.frontend_cache import UNDER_WAY, check_process_count, shapes_on_frames
 from xtremes_jax.models.platform import written_for
 from xtremes_jax.optimization import Optimization, make_optimization, make_step
 from xtremes_jax.planned_corpus import assumptions, planned_corpus
@@ -36,7 +36,7 @@ from xtremes_jax.planning.topology import GIB, Target, find_target
 from xtremes_jax.scoring import make_scorer
 from xtremes_jax.starting import StartingPoint, starting_point
 from xtremes_jax.together import Together
-from xtremes_jax.training.ahead import CompiledAhead
+from xtremes_jax.training.ahead import CompiledAhead, shape_of
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.frames import make_frames_step
 from xtremes_jax.training.sharding import make_mesh
@@ -49,6 +49,9 @@ _BATCHES_WAITING = 2
 
 _MOST_ROWS = 4096
 """Clips on a device beyond which no larger batch is looked for."""
+
+_TRAINING = ("train", "frames")
+"""Roles of the parts whose batches are those of training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Part:
     """Padded samples of each."""
     times: list[int]
     """Batches of each in an epoch, or in a pass over a scored split."""
-    resident: int
-    """Bytes on each device that the step does not take: the optimizer's moments while something is scored."""
+    resident: Callable[[Batch], int]
+    """Bytes on each device that lie beside the step and its batch: batches that wait, and what other steps need."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +88,7 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
     if flags.json is not None:
         _check_writable(Path(flags.json))
     target = find_target(flags.topology)
+    check_process_count(planned, target.processes)
     # A program that is read back from the cache may not tell what memory it needs.
     configure_jax(
         use_cpu=True, tf32=planned.training.tf32, compilation_cache_dir="none", default_cache_root=default_cache_dir()
@@ -99,10 +103,8 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
         loader = make_train_loader(planned, corpus, mesh)
         steps = run_length(planned, loader.steps_per_epoch)
         optimization = make_optimization(planned, network, steps)
-        parts = [
-            *_training_parts(planned, network, optimization, loader),
-            *_scoring_parts(planned, network, optimization, corpus, skipped),
-        ]
+        parts = _training_parts(planned, network, optimization, loader)
+        parts += _scoring_parts(planned, network, optimization, corpus, skipped, parts[0])
         plan = _measure(arguments, target, network, optimization, loader, parts, steps, pairs=corpus.pairs is not None)
     print(as_text(plan), flush=True)
     found = as_json(plan) | {"arguments": describe(planned, only_changed=True)}
@@ -126,15 +128,16 @@ def _check_writable(path: Path) -> None:
 @contextmanager
 def _skipped_clips(arguments: Arguments) -> Iterator[SkippedClips]:
     """A list of what is left out, which stays only if that stops the plan: the run's own is not touched."""
-    folder = Path(tempfile.mkdtemp(prefix="xtremes_jax_plan_"))
+    folder, is_named = Path(tempfile.mkdtemp(prefix="xtremes_jax_plan_")), False
     skipped = SkippedClips(folder, arguments.data.max_skipped_fraction)
     try:
         yield skipped
     except InputError as error:
-        if str(skipped.path) not in str(error):
-            shutil.rmtree(folder)
+        is_named = str(skipped.path) in str(error)
         raise
-    shutil.rmtree(folder)
+    finally:
+        if not is_named:
+            shutil.rmtree(folder)
 
 
 def _corpus(arguments: PlanArguments, start: StartingPoint, skipped: SkippedClips, devices: int) -> Corpus:
@@ -147,13 +150,13 @@ def _corpus(arguments: PlanArguments, start: StartingPoint, skipped: SkippedClip
 def _training_parts(
     arguments: Arguments, network: Network, optimization: Optimization, loader: TrainLoader
 ) -> list[Part]:
-    """The training step, and before it the step of the front end if its frames are kept."""
+    """The training step, and behind it the step of the front end if its frames are kept."""
     step = CompiledAhead(
         make_step(arguments, network, optimization), mesh=network.mesh, leading=(optimization.abstract_state,)
     )
     shapes, lengths, times = _in_order(loader.shapes(0, loader.steps_per_epoch), loader.plan(0))
     if not arguments.model.cache_frontend:
-        return [Part("train", step, shapes, lengths, times, 0)]
+        return [Part("train", step, shapes, lengths, times, _waiting)]
     frames = CompiledAhead(
         make_frames_step(
             graphdef=network.graphdef, accumulation=arguments.training.gradient_accumulation_steps, mesh=network.mesh
@@ -162,29 +165,61 @@ def _training_parts(
         leading=(network.trainable, network.frozen),
     )
     moments = device_bytes(optimization.abstract_state.optimizer)
+
+    def on_the_way(batch: Batch) -> int:
+        """Of frames that are made and not yet on the disk."""
+        frames = batch.frames if batch.audio is None else shapes_on_frames([batch], network.config)[0].frames
+        return UNDER_WAY * device_bytes(frames)
+
     return [
-        Part("train", step, shapes_on_frames(shapes, network.config), lengths, times, 0),
-        Part("frames", frames, shapes, lengths, times, moments),
-    ]
+        Part(
+            "train", step, shapes_on_frames(shapes, network.config), lengths, times,
+            lambda batch: _waiting(batch) + on_the_way(batch),
+        ),
+        Part(
+            "frames", frames, shapes, lengths, times, lambda batch: moments + _waiting(batch) + on_the_way(batch)
+        ),
+    ]  # fmt: skip
 
 
 def _scoring_parts(
-    arguments: Arguments, network: Network, optimization: Optimization, corpus: Corpus, skipped: SkippedClips
+    arguments: Arguments,
+    network: Network,
+    optimization: Optimization,
+    corpus: Corpus,
+    skipped: SkippedClips,
+    training: Part,
 ) -> list[Part]:
-    """The steps that score the other splits; the optimizer's moments stay on the devices meanwhile."""
-    parts, moments = [], device_bytes(optimization.abstract_state.optimizer)
+    """The steps that score the other splits.
+
+    While the run still trains, the optimizer's moments and the next training batches stay on the devices meanwhile.
+    """
+    kept = device_bytes(optimization.abstract_state.optimizer) + max(map(_waiting, training.shapes))
+    parts = []
     for role in corpus.splits:
-        if role != "train":
-            together = Together(StopRequest(), skipped)
-            scorer = make_scorer(arguments, network, corpus, role, skipped, together)
-            parts.append(Part(role, scorer.step, *_in_order(scorer.shapes(), scorer.plan()), moments))
+        if role == "train":
+            continue
+        scorer = make_scorer(arguments, network, corpus, role, skipped, Together(StopRequest(), skipped))
+        beside = kept if role == "eval" and arguments.training.eval_strategy != "no" else 0
+        parts.append(
+            Part(
+                role, scorer.step, *_in_order(scorer.shapes(), scorer.plan()),
+                lambda batch, beside=beside: beside + _waiting(batch),
+            )
+        )  # fmt: skip
     return parts
 
 
+def _waiting(batch: Batch) -> int:
+    """Bytes on each device of the batches that the loader has put there before they are asked for."""
+    return _BATCHES_WAITING * device_bytes(batch)
+
+
 def _in_order(shapes: list[Batch], plan: Iterable[PlannedBatch]) -> tuple[list[Batch], list[int], list[int]]:
-    """Shapes, padded samples and numbers of batches, the longest first."""
+    """Shapes (each once), padded samples and numbers of batches, the longest first."""
     counts = Counter((planned.rows, planned.bucket_samples) for planned in plan)
-    shapes = sorted(shapes, key=lambda batch: batch.audio.shape[::-1], reverse=True)
+    shapes = list({shape_of(batch): batch for batch in shapes}.values())
+    shapes.sort(key=lambda batch: batch.audio.shape[::-1], reverse=True)
     sizes = [batch.audio.shape for batch in shapes]
     return shapes, [samples for _, samples in sizes], [counts[size] for size in sizes]
 
@@ -208,13 +243,9 @@ def _measure(
     for part in parts:
         for place in range(len(part.shapes)):
             buckets.append(_compile(arguments, target, part, place, f"Program {len(buckets) + 1} of {total}"))
-    found = _find_batch(arguments, target, parts[0], pairs, buckets[0]) if arguments.flags.find_batch else None
-    assumed = [assumptions(run)] if arguments.flags.planned_buckets else []
-    if run.selection.task.kind == "translation" and any(part.role in ("eval", "predict") for part in parts):
-        assumed.append(
-            "while something is scored, the search for a translation counts as its first token alone, as its length is "
-            "not known: FLOPs and times of scoring are too small by that."
-        )
+    code = sum(bucket.cost.code for bucket in buckets)
+    buckets = [dataclasses.replace(bucket, programs=code) for bucket in buckets]
+    found = _find_batch(arguments, target, parts, buckets, pairs) if arguments.flags.find_batch else None
     return Plan(
         title=f"{run.selection.task.name} with {run.model.model_name_or_path or run.model.config_name}",
         target=target,
@@ -226,19 +257,36 @@ def _measure(
         buckets=tuple(buckets),
         steps_per_epoch=loader.steps_per_epoch,
         total_steps=steps,
-        assumed=tuple(assumed),
+        assumed=_assumed(arguments, parts),
         found=found,
     )
 
 
-def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str) -> Bucket:
-    """The program for one of a part's shapes."""
+def _assumed(arguments: PlanArguments, parts: Sequence[Part]) -> tuple[str, ...]:
+    """What is taken to be so of the data and of the run, in sentences."""
+    run = arguments.run
+    assumed = assumptions(run) if arguments.flags.planned_buckets else []
+    if run.selection.task.kind == "translation" and any(part.role not in _TRAINING for part in parts):
+        assumed.append(
+            "while something is scored, the search for a translation counts as its first token alone, as its length is "
+            "not known: FLOPs and times of scoring are too small by that."
+        )
+    if run.training.resume_from_checkpoint is not None:
+        assumed.append(
+            "the run begins anew: --resume_from_checkpoint is not looked into, and where the number of devices has "
+            "changed, a run that goes on keeps its batches and splits them in another way."
+        )
+    return tuple(assumed)
+
+
+def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, name: str, others: int = 0) -> Bucket:
+    """The program for one of a part's shapes; the run's other programs take `others` bytes."""
     batch = part.shapes[place]
     rows = batch.label_lengths.shape[0] // len(target.devices)
     seconds = part.lengths[place] / SAMPLE_RATE
     logger.info("%s: %s, %d clips of %.2f s a device", name, part.role, rows, seconds)
     cost = compile_and_measure(part.step.lower(batch), target)
-    micro_batches = arguments.training.gradient_accumulation_steps if part.role in ("train", "frames") else 1
+    micro_batches = arguments.training.gradient_accumulation_steps if part.role in _TRAINING else 1
     bucket = Bucket(
         role=part.role,
         seconds=seconds,
@@ -247,9 +295,10 @@ def _compile(arguments: PlanArguments, target: Target, part: Part, place: int, n
         labels=batch.labels.shape[1],
         times=part.times[place],
         cost=cost,
-        resident=part.resident + _BATCHES_WAITING * device_bytes(batch),
+        resident=part.resident(batch),
         memory=target.chip.memory,
         step_seconds=cost.seconds(target.chip, _precision(arguments.run)),
+        programs=others + cost.code,
     )
     logger.info("%s: %s", name, _outcome(bucket))
     return bucket
@@ -265,41 +314,53 @@ def _precision(arguments: Arguments) -> str:
     """How products are computed: a key of `Chip.flops_per_s`."""
     training = arguments.training
     if training.fp16 or training.bf16:
-        return "half"
+        return "float16" if training.fp16 else "bfloat16"
     return "default" if training.tf32 is None else "tensorfloat32" if training.tf32 else "float32"
 
 
-def _find_batch(arguments: PlanArguments, target: Target, part: Part, pairs: bool, longest: Bucket) -> Found:
+def _find_batch(
+    arguments: PlanArguments, target: Target, parts: Sequence[Part], buckets: Sequence[Bucket], pairs: bool
+) -> Found:
     """The largest batch that fits, by the longest bucket alone.
 
     Args:
-        part: the training step.
+        parts: of the run; those of training have to fit.
+        buckets: of all parts, as the flags have them.
         pairs: whether clips come in twos.
-        longest: its longest bucket, as the flags have it.
     """
     run, unit = arguments.run, 2 if pairs else 1
-    by_seconds = run.data.max_batch_seconds is not None
+    parts = [part for part in parts if part.role in _TRAINING]
+    as_given = [next(bucket for bucket in buckets if bucket.role == part.role) for part in parts]
+    longest = as_given[0]
     given = longest.rows // longest.micro_batches // unit
-    trials = [Trial(given * unit, longest.peak, longest.fits, longest.cost.compile_seconds)]
+    trials = [Trial.of(given * unit, as_given)]
 
     def fits(number: int) -> bool:
         if number == given:
-            return longest.fits
-        rows = number * unit * longest.micro_batches * len(target.devices)
-        shape = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding),
-            part.shapes[0],
-        )
-        tried = dataclasses.replace(part, shapes=[shape])
-        bucket = _compile(arguments, target, tried, 0, f"Trial {len(trials)}")
-        trials.append(Trial(number * unit, bucket.peak, bucket.fits, bucket.cost.compile_seconds))
-        return bucket.fits
+            return trials[0].fits
+        rows, tried = number * unit * longest.micro_batches * len(target.devices), []
+        for part, bucket in zip(parts, as_given, strict=True):
+            others = bucket.programs - bucket.cost.code
+            tried.append(_compile(arguments, target, _with_rows(part, rows), 0, f"Trial {len(trials)}", others))
+            if not tried[-1].fits:
+                break
+        trials.append(Trial.of(number * unit, tried))
+        return trials[-1].fits
 
-    largest = largest_that_fits(fits, given, _MOST_ROWS // unit) * unit
+    largest = largest_that_fits(fits, given, max(given, _MOST_ROWS // unit)) * unit
+    by_seconds = run.data.max_batch_seconds is not None
     flag = "max_batch_seconds" if by_seconds else "per_device_train_batch_size"
     # Rounded up: so many clips are to fit into so many seconds.
     value = math.ceil(100 * largest * longest.seconds) / 100 if by_seconds else largest
     return Found(flag, value, largest, longest.seconds, tuple(trials))
+
+
+def _with_rows(part: Part, rows: int) -> Part:
+    """The part with its first shape alone, of another number of clips."""
+    shape = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding), part.shapes[0]
+    )
+    return dataclasses.replace(part, shapes=[shape])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ VOCABULARY = 64
 """Assumed characters of a CTC vocabulary, special tokens included: about what MLS's languages have together."""
 INTENTS = 14
 """Assumed classes, those of MInDS-14, where the task is not about its own languages."""
+_OF_REAL_DATA = ("max_train_samples", "max_eval_samples", "max_predict_samples", "distractor_dataset_name")
 
 
 def planned_corpus(arguments: Arguments, start: StartingPoint, buckets: Sequence[str], devices: int) -> Corpus:
@@ -42,7 +43,7 @@ def planned_corpus(arguments: Arguments, start: StartingPoint, buckets: Sequence
     lengths = _lengths(buckets, arguments)
     _check_one_frame(lengths, start)
     most = longest_target(start)
-    splits = {}
+    splits: dict[str, PreparedSplit] = {}
     for role in ("train", "eval", "predict"):
         if role != "train" and not getattr(arguments.training, f"do_{role}"):
             continue
@@ -50,12 +51,23 @@ def planned_corpus(arguments: Arguments, start: StartingPoint, buckets: Sequence
         if role == "train":
             counts = [said or rows for said, rows in zip(lengths.values(), counts, strict=True)]
         splits[role] = _split(role, np.repeat(list(lengths), counts), kind, most)
+    if kind == "retrieval" and len(splits["train"]) < 2:
+        said = " ".join(buckets)
+        raise InputError(f"--planned_buckets {said} is one clip, and a pair for retrieval is two. Give more.")
     pairs = _pairs(len(splits["train"])) if kind == "retrieval" else None
     return Corpus(splits, _tokenizer(arguments, start), _label_names(arguments), synthetic=False, pairs=pairs)
 
 
-def assumptions(arguments: Arguments) -> str:
-    """What `planned_corpus` assumes of the data, in words."""
+def assumptions(arguments: Arguments) -> list[str]:
+    """What `planned_corpus` assumes of the data, and flags of the data that it does without, in words."""
+    values = {name: getattr(arguments.data, name) for name in _OF_REAL_DATA}
+    without = [f"--{name}" for name, value in values.items() if value is not None]
+    if not without:
+        return [_assumption(arguments)]
+    return [_assumption(arguments), f"--planned_buckets stands for all data, so {', '.join(without)} changed nothing"]
+
+
+def _assumption(arguments: Arguments) -> str:
     kind = arguments.selection.task.kind
     if kind == "ctc":
         own = arguments.model.tokenizer_name_or_path is not None
@@ -70,7 +82,7 @@ def assumptions(arguments: Arguments) -> str:
 
 def _lengths(buckets: Sequence[str], arguments: Arguments) -> dict[int, int | None]:
     """Length in samples -> number of clips, None where it is not said."""
-    longest = arguments.data.max_duration_in_seconds
+    longest, shortest = arguments.data.max_duration_in_seconds, arguments.data.min_duration_in_seconds
     found: dict[int, int | None] = {}
     for word in buckets:
         parts = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(?::(\d{1,9}))?", word, re.ASCII)
@@ -84,6 +96,11 @@ def _lengths(buckets: Sequence[str], arguments: Arguments) -> dict[int, int | No
             raise InputError(
                 f"--planned_buckets {word} is longer than --max_duration_in_seconds {longest:g}, so no clip of it "
                 "is trained on. Leave it out, or raise the limit."
+            )
+        if shortest and seconds <= shortest:
+            raise InputError(
+                f"--planned_buckets {word} is no longer than --min_duration_in_seconds {shortest:g}, so no clip of it "
+                "is trained on. Leave it out, or lower the limit."
             )
         samples = -(-round(seconds * SAMPLE_RATE) // QUANTUM) * QUANTUM
         if samples in found:
@@ -113,7 +130,8 @@ def _rows(arguments: Arguments, role: str, lengths: np.ndarray, devices: int) ->
         clips, seconds = training.per_device_eval_batch_size, data.max_eval_batch_seconds
     if seconds is None:
         return rows_per_bucket(lengths, batch_size=clips * multiple, multiple=multiple).tolist()
-    return rows_per_bucket(lengths, max_batch_samples=int(seconds * SAMPLE_RATE) * multiple, multiple=multiple).tolist()
+    samples = round(seconds * SAMPLE_RATE) * multiple
+    return rows_per_bucket(lengths, max_batch_samples=samples, multiple=multiple).tolist()
 
 
 def _split(role: str, num_samples: np.ndarray, kind: str, most: int | None) -> PreparedSplit:

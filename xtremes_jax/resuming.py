@@ -58,7 +58,7 @@ def _best_is_gone(step: int | None, course: Course) -> str | None:
         return None
     if course.source is not course.checkpoints or step not in course.checkpoints.steps():
         return f"does not lie in {course.checkpoints.directory}"
-    wrong = course.checkpoints.damage(step)
+    wrong = course.checkpoints.damage(step, contents=False)  # they are read where it is gone back to, if ever
     return wrong and f"is damaged: {wrong}"
 
 

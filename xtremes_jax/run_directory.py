@@ -17,6 +17,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.run_files import BATCHES, CHECKPOINTS, METRICS, NONFINITE, RECORD, SKIPPED, TENSORBOARD
 from xtremes_jax.training import processes
 from xtremes_jax.training.places import is_remote, place
+from xtremes_jax.training.signals import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,15 @@ class RunDirectory:
 
     Raises:
         InputError: another run is writing to it, it cannot be written to, it holds something that is neither a
-            resumable run nor to be overwritten, or it is not the directory that the first process sees.
+            resumable run nor to be overwritten; or, for a run that trains, it is not the one that the first process
+            sees.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool, training: bool, checkpoints: str | None = None):
         self.path = Path(path)
         self.checkpoints = place(self.path / CHECKPOINTS if checkpoints is None else checkpoints)
         self._overwrite, self._training = overwrite, training
-        self._lock = None
+        self._lock, self._begun = None, False
 
     @property
     def tensorboard(self) -> Path:
@@ -69,7 +71,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         try:
             mark = processes.from_first(self._hold)
-            if not processes.is_first() and not is_remote(self.checkpoints):
+            if not processes.is_first() and self._training and not is_remote(self.checkpoints):
                 self._find(mark)
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -79,6 +81,8 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Interrupted):
+            error.way_on = self._way_on()
         if self._lock is None:
             return
         # Removed while still held, so that no other run can have locked the same file in between.
@@ -94,6 +98,9 @@ class RunDirectory:
             raise InputError(f"--output_dir {self.path} cannot be written to: {error.strerror}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock.fileno()).st_nlink:  # the run that held it has ended meanwhile, and removed it
+                self._lock.close()
+                return self._hold()
         except BlockingIOError as error:
             self._lock.close()
             self._lock = None  # it is another's
@@ -132,6 +139,20 @@ class RunDirectory:
         A record is of a finished run: see score.py.
         """
         processes.from_first(self._clear if self._overwrite else lambda: (self.path / RECORD).unlink(missing_ok=True))
+        self._begun = True
+
+    def _way_on(self) -> str:
+        """What the same command will do with what is here now, for the message of a run that was stopped."""
+        if not self._training:
+            return ""
+        if not self._overwrite:
+            return "; the same command goes on from here"
+        if self._begun and self._holds_checkpoint():
+            return "; the same command without --overwrite_output_dir goes on from here"
+        return "; the same command starts afresh"
+
+    def _holds_checkpoint(self) -> bool:
+        return self.checkpoints.is_dir() and any(entry.name.isdigit() for entry in self.checkpoints.iterdir())
 
     def _clear(self) -> None:
         """Removes what an earlier run has left, for a run that starts afresh; files of other kinds stay."""
@@ -153,13 +174,12 @@ class RunDirectory:
     def _check_unused(self) -> None:
         if not self._training or self._overwrite:
             return
-        resumable = self.checkpoints.is_dir() and any(entry.name.isdigit() for entry in self.checkpoints.iterdir())
         others = sorted(
             entry.name
             for entry in os.scandir(self.path)
             if entry.name not in _LEFT_BY_AN_UNFINISHED_RUN and not entry.name.startswith(".")
         )
-        if others and not resumable:
+        if others and not self._holds_checkpoint():
             raise InputError(
                 f"--output_dir {self.path} is not empty ({', '.join(others[:5])}) and holds no checkpoint to resume "
                 "from. Choose another directory, or add --overwrite_output_dir."

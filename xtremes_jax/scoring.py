@@ -83,7 +83,7 @@ class Scorer:
         if seconds is None:
             size = {"batch_size": arguments.training.per_device_eval_batch_size * mesh.size}
         else:
-            size = {"max_batch_samples": int(seconds * SAMPLE_RATE) * mesh.size}
+            size = {"max_batch_samples": round(seconds * SAMPLE_RATE) * mesh.size}
         return EvalLoader(
             split,
             multiple=mesh.size,

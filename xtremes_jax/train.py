@@ -32,10 +32,11 @@ from xtremes_jax.starting import StartingPoint, starting_point
 from xtremes_jax.startup import StartUp, process_begun
 from xtremes_jax.together import Together, check_same_run
 from xtremes_jax.training.ahead import CompiledAhead
+from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.devices import configure_jax
 from xtremes_jax.training.loop import fit
 from xtremes_jax.training.meter import FitReport
-from xtremes_jax.training.processes import first_goes_ahead, is_first, several
+from xtremes_jax.training.processes import first_goes_ahead, from_first, is_first, several
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.watchdog import Watchdog
@@ -64,7 +65,7 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         use_cpu=training.use_cpu, tf32=training.tf32, compilation_cache_dir=training.compilation_cache_dir,
         default_cache_root=default_cache_dir(),
     )  # fmt: skip
-    check_process_count(arguments)
+    check_process_count(arguments, jax.process_count())
     directory = RunDirectory(
         training.output_dir, overwrite=training.overwrite_output_dir, training=training.do_train,
         checkpoints=training.checkpoint_dir,
@@ -72,7 +73,8 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
     watchdog = Watchdog(training.stall_timeout, "preparing data")
     with StopRequest(shared=several()) as stop, directory, watchdog:
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
-        around = Surroundings(directory, skipped, stop, Together(stop, skipped), startup, watchdog)
+        together = Together(stop, skipped, watchdog.beat)
+        around = Surroundings(directory, skipped, stop, together, startup, watchdog)
         start, corpus = read_data(arguments, around)
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
@@ -93,7 +95,7 @@ def read_data(arguments: Arguments, around: Surroundings) -> tuple[StartingPoint
     translation = arguments.selection.task.kind == "translation"
     start = starting_point(arguments.model, translation=translation, token=arguments.training.hub_token)
     with first_goes_ahead():
-        corpus = load_corpus(arguments, start, around.skipped)
+        corpus = load_corpus(arguments, start, around.skipped, around.watchdog.beat)
     check_same_run(arguments, corpus)
     around.startup.mark("data")
     return start, corpus
@@ -125,8 +127,7 @@ def train_and_export(
     """The network with its last or best parameters, kept as a Transformers directory; and the train results."""
     state, trained = train(arguments, network, corpus, scorers, around)
     network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
-    if is_first():
-        write_json(around.directory.path / "train_results.json", trained)
+    from_first(lambda: write_json(around.directory.path / "train_results.json", trained))
     around.enter("exporting the model")
     export_run(around.directory.path, network, arguments, corpus, start)
     return network, trained
@@ -147,11 +148,9 @@ def score_and_publish(
         around.enter(f"scoring ({role})")
         scored[role] = scorer(network.trainable, network.frozen)
         results = results | results_of(role, scored[role])
-        if is_first():
-            write_scores(around.directory.path, role, scored[role], PREDICTIONS[role])
+        from_first(functools.partial(write_scores, around.directory.path, role, scored[role], PREDICTIONS[role]))
     around.enter("writing the results")
-    if is_first():
-        publish(arguments, corpus, start, scored, results, around)
+    from_first(lambda: publish(arguments, corpus, start, scored, results, around))
     return results
 
 
@@ -234,7 +233,7 @@ def run_loop(
             resources.callback(cache.close)
         for scorer in scorers.values():
             scorer.compile_ahead(step)  # after those, as these are needed later
-        resources.callback(checkpoints.wait)
+        resources.callback(finish_writing, checkpoints, around.stop)
         log = RunLog(
             around.directory.path,
             tensorboard_dir=tensorboard_folder(arguments, around.directory) if arguments.training.report_to else None,
@@ -265,6 +264,12 @@ def run_loop(
                 epoch_of=course.epoch_of,
                 note=note,
             )
+
+
+def finish_writing(checkpoints: Checkpoints, stop: StopRequest) -> None:
+    """Waits until the last checkpoint is on the disk. A signal that comes meanwhile would leave it half-written."""
+    with stop.deferred():
+        checkpoints.wait()
 
 
 def read_results(directory: Path, name: str = "all_results.json") -> dict[str, Any]:

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import PRESETS, ModelConfig, abstract_model, flatten_params, split_params
+from xtremes_jax.models import (
+    DECODER_PRESETS,
+    PRESETS,
+    ModelConfig,
+    TranslationConfig,
+    abstract_model,
+    flatten_params,
+    split_params,
+)
 
 MINIMAL = {"model_type": "wav2vec2"}
 
@@ -161,3 +169,48 @@ def test_presets_have_as_many_parameters_as_the_published_models():
     # Table 2 of Babu et al. 2021, in millions, which counts the quantizer of pretraining too: 2 to 3 million.
     for name, millions in (("xls_r_300m", 317), ("xls_r_1b", 965), ("xls_r_2b", 2162)):
         assert 1 <= millions - count(PRESETS[name]) / 1e6 <= 4, name
+
+
+VECTORS = ("bias", "scale", "weight_g", "masked_spec_embed", "layer_weights", "logit_scale")
+"""Last parts of the names of parameters that `num_parameters` leaves out."""
+
+
+def matrices(config: ModelConfig | TranslationConfig) -> int:
+    """Elements of the model's own matrices and kernels."""
+    sizes = {name: leaf.size for name, leaf in flatten_params(split_params(abstract_model(config))[1]).items()}
+    assert {name.rpartition(".")[2] for name in sizes} <= {*VECTORS, "kernel", "weight_v", "embedding"}
+    return sum(size for name, size in sizes.items() if name.rpartition(".")[2] not in VECTORS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "ctc", "vocab_size": 77},
+        {"head": "ctc", "vocab_size": 77, "add_adapter": True},
+        {"head": "ctc", "vocab_size": 77, "add_adapter": True, "output_hidden_size": 24, "adapter_kernel_size": 4},
+        {"head": "classification", "num_labels": 9},
+        {"head": "classification", "num_labels": 9, "use_weighted_layer_sum": True},
+        {"head": "retrieval", "num_labels": 40},
+        {"head": "ctc", "feat_extract_norm": "layer", "conv_bias": True, "conv_dim": (8, 16, 24, 32, 40, 48, 56)},
+        {"head": "ctc", "intermediate_size": 96, "num_conv_pos_embedding_groups": 8, "num_hidden_layers": 3},
+    ],
+)
+def test_num_parameters_are_the_elements_of_the_models_matrices(changes):
+    config = dataclasses.replace(PRESETS["tiny"], **changes)
+    assert config.num_parameters == matrices(config)
+
+
+@pytest.mark.parametrize("name", ["base", "xls_r_300m", "xls_r_1b", "xls_r_2b"])
+@pytest.mark.parametrize("head", ["ctc", "classification", "retrieval"])
+def test_num_parameters_of_published_models(name, head):
+    config = dataclasses.replace(PRESETS[name], head=head)
+    assert config.num_parameters == matrices(config)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [("tiny", "tiny"), ("small", "tiny"), ("xls_r_300m", "mbart_large")])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_num_parameters_of_both_halves_of_a_translator(encoder, decoder, adapted):
+    speech = dataclasses.replace(PRESETS[encoder], add_adapter=adapted)
+    config = TranslationConfig(speech, DECODER_PRESETS[decoder], decoder_start_token_id=2)
+    between = speech.output_width * config.decoder.d_model * config.has_projection
+    assert speech.num_parameters + between + config.decoder.num_parameters == matrices(config)

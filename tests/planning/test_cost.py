@@ -43,12 +43,12 @@ def cost_of(flops, moved, sent):
 
 def test_time_is_the_slower_of_products_and_memory_and_then_what_is_sent():
     chip = TPUS["v5e"]
-    assert cost_of(197e12, 0.0, 0.0).seconds(chip, "half") == pytest.approx(1 / UTILISATION)
-    assert cost_of(1.0, 2 * 819e9, 0.0).seconds(chip, "half") == pytest.approx(2.0)
-    assert cost_of(197e12, 819e9, 200e9).seconds(chip, "half") == pytest.approx(1 / UTILISATION + 1 / LINK_SHARE)
+    assert cost_of(197e12, 0.0, 0.0).seconds(chip, "bfloat16") == pytest.approx(1 / UTILISATION)
+    assert cost_of(1.0, 2 * 819e9, 0.0).seconds(chip, "bfloat16") == pytest.approx(2.0)
+    assert cost_of(197e12, 819e9, 200e9).seconds(chip, "bfloat16") == pytest.approx(1 / UTILISATION + 1 / LINK_SHARE)
     assert cost_of(197e12 / 6, 0.0, 0.0).seconds(chip, "float32") == pytest.approx(1 / UTILISATION)
-    assert cost_of(989e12, None, 450e9).seconds(GPUS["h100"], "half") == pytest.approx(4.0)
-    assert ProgramCost(None, None, "too much", None, None, None, None, 1.0).seconds(chip, "half") is None
+    assert cost_of(989e12, None, 450e9).seconds(GPUS["h100"], "bfloat16") == pytest.approx(4.0)
+    assert ProgramCost(None, None, "too much", None, None, None, None, 1.0).seconds(chip, "bfloat16") is None
 
 
 @pytest.mark.parametrize(

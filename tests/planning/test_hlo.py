@@ -115,6 +115,61 @@ ENTRY %main (p.2: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
     assert Program(text.replace("add(%i, %two)", "multiply(%i, %two)")).times["body"] == 7  # no stride is known
 
 
+SCATTERED = """HloModule scattered, num_partitions=16
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%all-reduce-scatter.1 (p: f32[64,16]) -> f32[64,2] {
+  %p = f32[64,16]{1,0} parameter(0)
+  %all-reduce.1 = f32[64,16]{1,0} all-reduce(%p), channel_id=1, replica_groups=mesh['axis_0'=1,'axis_1'=8,'axis_2'=2], device_ids=([2,8]T(1,0)) {'axis_1'}, to_apply=%add
+  %zero = u32[] constant(0)
+  %mine = u32[] partition-id()
+  ROOT %slice = f32[64,2]{1,0} dynamic-slice(%all-reduce.1, %zero, %mine), dynamic_slice_sizes={64,2}
+}
+
+%several (p.1: f32[16], p.2: f32[32]) -> (f32[2], f32[4]) {
+  %p.1 = f32[16]{0} parameter(0)
+  %p.2 = f32[32]{0} parameter(1)
+  %all-reduce.2 = (f32[16]{0}, f32[32]{0}) all-reduce(%p.1, %p.2), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}, to_apply=%add
+  %one = f32[16]{0} get-tuple-element(%all-reduce.2), index=0
+  %two = f32[32]{0} get-tuple-element(%all-reduce.2), index=1
+  %mine.1 = u32[] partition-id()
+  %slice.1 = f32[2]{0} dynamic-slice(%one, %mine.1), dynamic_slice_sizes={2}
+  %slice.2 = f32[4]{0} dynamic-slice(%two, %mine.1), dynamic_slice_sizes={4}
+  ROOT %t = (f32[2]{0}, f32[4]{0}) tuple(%slice.1, %slice.2)
+}
+
+%summed (p.3: f32[16]) -> f32[16] {
+  %p.3 = f32[16]{0} parameter(0)
+  %all-reduce.3 = f32[16]{0} all-reduce(%p.3), channel_id=3, replica_groups=mesh['axis_0'=1,'axis_1'=8,'axis_2'=2], device_ids=([2,8]T(1,0)) {'axis_2'}, to_apply=%add
+  ROOT %twice = f32[16]{0} add(%all-reduce.3, %all-reduce.3)
+}
+
+ENTRY %main (a: f32[64,16], b: f32[16], c: f32[32]) -> f32[64,2] {
+  %a = f32[64,16]{1,0} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  %c = f32[32]{0} parameter(2)
+  %f.2 = (f32[2]{0}, f32[4]{0}) fusion(%b, %c), kind=kCustom, calls=%several
+  %f.3 = f32[16]{0} fusion(%b), kind=kCustom, calls=%summed
+  ROOT %f.1 = f32[64,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+def test_a_sum_of_which_a_fusion_keeps_a_slice_is_scattered():
+    """As libtpu writes it; and groups along one axis of a mesh whose devices are in an order of their own."""
+    found = [(c.kind, c.group, c.payload, c.sent) for c in Program(SCATTERED).collectives()]
+    assert sorted(found) == [
+        ("all-reduce", 2, 64, 64.0),
+        ("reduce-scatter", 8, 4 * 48, 4 * 48 * 7 / 8),
+        ("reduce-scatter", 8, 4 * 1024, 4 * 1024 * 7 / 8),
+    ]
+
+
 def test_bytes_of_types():
     sizes = {"f32": 4, "bf16": 2, "f8e4m3fn": 1, "pred": 1, "s64": 8, "u8": 1, "c64": 8, "token": 0}
     assert {name: ArrayShape(name, ()).bytes for name in sizes} == sizes

@@ -12,7 +12,7 @@ from runs import ROOT
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.planning import topology
-from xtremes_jax.planning.topology import GPUS, SLICES, TPUS, find_target
+from xtremes_jax.planning.topology import GPUS, PRECISIONS, SLICES, TPUS, find_target
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_a_processor_is_measured():
 
 def test_gpus_are_simulated():
     target = find_target("gpu:1")
-    assert target.is_proxy and target.platform == "gpu" and target.chip is GPUS["h100"]
+    assert target.is_proxy and target.platform == "gpu" and target.chip is GPUS["h100"] and target.processes == 1
     assert find_target("a100:1").chip is GPUS["a100"]
 
 
@@ -76,7 +76,9 @@ def test_figures_of_chips_are_in_the_right_order():
     """Of magnitude, and of precision: a slip in a unit would show."""
     for chip in (*TPUS.values(), *GPUS.values()):
         rates = chip.flops_per_s
-        assert 1e14 <= rates["half"] <= 1e15 and rates["half"] >= rates["default"] >= rates["float32"] > 1e13
+        assert tuple(rates) == PRECISIONS and 1e14 <= rates["float16"] <= 1e15
+        assert rates["float16"] >= rates["default"] >= rates["float32"] > 1e13
+        assert rates["bfloat16"] == rates["float32" if "V100" in chip.kind else "float16"]  # Volta has none of bfloat16
         assert chip.bytes_per_s is None or 5e11 < chip.bytes_per_s < 5e12
         assert 15 * 2**30 <= chip.memory <= 110 * 2**30 and 1e11 < chip.sent_bytes_per_s < 1e12
     assert set(SLICES) == set(TPUS)
@@ -91,8 +93,9 @@ from xtremes_jax.planning.topology import find_target
 from xtremes_jax.training.sharding import make_mesh
 
 counts = {}
-for name in ("v5e:1x1", "v4:2x2x1", "v5e:2x4"):
-    counts[name] = len(find_target(name).devices)
+for name in ("v5e:1x1", "v4:2x2x1", "v5e:2x4", "v6e:4x4", "v5p:2x2x2"):
+    slice = find_target(name)
+    counts[name] = len(slice.devices), slice.processes
 assert dict(make_mesh(8, find_target("v6e:4x4").devices).shape) == {"data": 2, "fsdp": 8}  # half of two axes
 target = find_target("v5e:2x4")
 mesh = make_mesh(1, target.devices)
@@ -115,8 +118,9 @@ def test_tpus_are_compiled_for_by_libtpu_or_it_is_asked_for():
     done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     counts, cost, refused = json.loads(done.stdout.splitlines()[-1])
-    assert counts == {"v5e:1x1": 1, "v4:2x2x1": 4, "v5e:2x4": 8}
+    assert counts == {"v5e:1x1": [1, 1], "v4:2x2x1": [4, 1], "v5e:2x4": [8, 1], "v6e:4x4": [16, 2], "v5p:2x2x2": [8, 2]}
     assert cost["flops"] == 2 * 128 * 512 * 256
     assert cost["sent"] == 2 * 256 * 4 * 7 / 8 and cost["collectives"] == 1
+    assert cost["code"] > 0
     assert cost["needed"] >= 2 * (128 * 512 + 512 * 256) + 4 * 256 and cost["refused"] is None
     assert refused["needed"] > 15.75 * 2**30 and "HBM" in refused["refused"].upper()

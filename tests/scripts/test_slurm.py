@@ -61,6 +61,13 @@ def test_a_run_that_would_start_afresh_each_time_is_refused(started, tmp_path):
     assert process.returncode == 2 and "Leave it out" in errors and not (tmp_path / "begun").exists()
 
 
+def test_a_token_among_the_flags_is_refused_and_not_repeated(started, tmp_path):
+    process = started("exit 0", "--push_to_hub", "--hub_token", "hf_secret")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Export HF_TOKEN" in errors and "hf_secret" not in errors
+    assert not (tmp_path / "begun").exists()
+
+
 def test_a_dry_run_prints_every_command_and_runs_none(tmp_path):
     done = subprocess.run(
         ["bash", str(SCRIPT), "--do_train"], env=os.environ | {"DRY_RUN": "1"}, capture_output=True, text=True

@@ -17,7 +17,7 @@ case "$*" in
     echo "$now" ;;
 *xtremes_jax.train*)
     read -r status <"$OUT/endings"; sed -i 1d "$OUT/endings"; exit "$status" ;;
-*" scp "*huggingface*) cp "$5" "$OUT/token"; stat -c %a "$5" >"$OUT/mode" ;;
+*" scp "*huggingface*) cp "$5" "$OUT/token"; stat -c %a "$5" >"$OUT/mode"; [[ -z "${SCP_FAILS:-}" ]] || exit 1 ;;
 esac
 """
 
@@ -66,6 +66,12 @@ def test_a_tpu_that_is_taken_back_is_replaced_and_the_run_goes_on(tpu_vm):
     assert "was taken back" in done.stderr
 
 
+def test_a_tpu_that_has_been_asked_for_keeps_its_place(tpu_vm):
+    states = "WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"
+    done, _, verbs = tpu_vm("train", "--output_dir", "o", states=states)
+    assert done.returncode == 0 and verbs == ["scp", "ssh", "ssh", "ssh"], done.stderr
+
+
 def test_a_run_that_ends_with_an_error_is_not_repeated(tpu_vm):
     done, _, verbs = tpu_vm("train", "--output_dir", "o", endings=("2",))
     assert done.returncode == 2 and verbs == ["scp", "ssh", "ssh", "ssh"]
@@ -95,6 +101,19 @@ def test_a_token_reaches_the_hosts_and_no_log(tpu_vm, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "hf_secret" not in done.stderr + done.stdout + calls
     assert (tmp_path / "token").read_text() == "hf_secret" and (tmp_path / "mode").read_text() == "600\n"
+
+
+def test_a_token_that_does_not_reach_the_hosts_is_not_left_behind(tpu_vm, tmp_path):
+    done, _, _ = tpu_vm("install", HF_TOKEN="hf_secret", SCP_FAILS="1")
+    assert done.returncode != 0
+    assert not [path for path in tmp_path.rglob("tmp.*") if "hf_secret" in path.read_text()]
+
+
+def test_a_token_among_the_flags_is_refused_and_not_repeated(tpu_vm):
+    for flags in (("--hub_token", "hf_secret"), ("--push_to_hub_token=hf_secret",)):
+        done, calls, _ = tpu_vm("train", "--output_dir", "o", *flags)
+        assert done.returncode == 2 and "Export HF_TOKEN" in done.stderr and not calls
+        assert "hf_secret" not in done.stderr + done.stdout
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(tpu_vm):

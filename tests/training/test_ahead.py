@@ -143,12 +143,14 @@ def test_what_failed_ahead_is_told_of_and_tried_again_when_it_is_needed(rng, mes
     assert "could not be compiled ahead" in caplog.text and "no room" in caplog.text
 
 
-def test_several_processes_compile_when_a_batch_comes(rng, mesh, monkeypatch):
+@pytest.mark.parametrize("platform, announced", [("gpu", 0), ("tpu", 1), ("cpu", 1)])
+def test_several_processes_of_gpus_compile_when_a_batch_comes(rng, mesh, monkeypatch, platform, announced):
     step = Step(mesh)
     with CompiledAhead(step.jitted, mesh=mesh, leading=(step.state,)) as ahead:
         monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
         ahead.announce([batch_of(rng, mesh, 400)])
-        assert ahead.announced == 0
+        assert ahead.announced == announced
 
 
 def test_closing_leaves_what_is_not_begun(rng, mesh):

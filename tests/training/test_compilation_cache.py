@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compiled
 
 from xtremes_jax.training import compilation_cache
 from xtremes_jax.training.compilation_cache import LARGEST_BYTES, OFF, host_kind, use_compilation_cache
@@ -22,10 +23,12 @@ def configuration(monkeypatch):
     before = {name: getattr(jax.config, name) for name in NAMES}
     for name in NAMES:
         monkeypatch.delenv(name.upper(), raising=False)
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_max_size", -1)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compiled.reset_cache()  # JAX opens it once
 
 
 def used() -> str | None:

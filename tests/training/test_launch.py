@@ -40,6 +40,14 @@ def test_slurm_starts_one_process_a_node_which_has_all_its_gpus():
     assert found == Launch("gpu07:61444", 8, 5, None)
 
 
+def test_two_steps_of_a_slurm_job_do_not_meet():
+    addresses = {
+        find_launch(None, None, None, environment=SLURM | {"SLURM_STEP_ID": step}).coordinator_address
+        for step in ("0", "1", "2")
+    }
+    assert addresses == {"gpu07:61444", "gpu07:61445", "gpu07:61446"}
+
+
 def test_slurm_has_shown_each_process_one_gpu_alone():
     found = find_launch(None, None, None, environment=SLURM | {"CUDA_VISIBLE_DEVICES": "3"})
     assert found.local_device_ids is None

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from xtremes_jax.training import processes
 from xtremes_jax.training.watchdog import Watchdog
 
 STANDS_STILL = """
@@ -29,6 +31,14 @@ def test_the_phase_is_named_and_every_thread_shown():
     assert "in wait_for_a_slow_disk" in done.stderr
     # Told again only after as long a time: at 0.5 and 1.0 s, and perhaps at the end.
     assert done.stderr.count("--stall_timeout") in (1, 2, 3)
+
+
+def test_a_process_that_waits_for_another_leaves_it_to_that_one_to_say_so(monkeypatch, caplog):
+    monkeypatch.setattr(processes, "is_waiting", lambda: True)
+    with Watchdog(0.1) as watchdog:
+        time.sleep(0.5)
+        assert time.monotonic() - watchdog._moved < 0.1  # nor is it said as soon as the waiting is over
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("timeout", [None, 60.0])

@@ -93,6 +93,12 @@ def check_training(training: TrainingArguments, given: Given) -> None:
         raise InputError("There is nothing to do. Add --do_train, --do_eval or --do_predict (or several).")
     if training.output_dir is None:
         raise InputError("There is nowhere to write results. Add --output_dir with the name of a directory.")
+    for name in ("output_dir", "logging_dir"):
+        if "://" in (getattr(training, name) or ""):
+            raise InputError(
+                f"{given.source(name)} {getattr(training, name)} is no directory of this machine. Give one; "
+                "checkpoints alone can lie in a bucket (--checkpoint_dir)."
+            )
     if training.fp16 and training.bf16:
         raise InputError(f"{given.source('fp16')} and {given.source('bf16')} exclude each other. Drop one of the two.")
     if training.warmup_steps and training.warmup_ratio:

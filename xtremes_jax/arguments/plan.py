@@ -69,6 +69,8 @@ def parse_plan_arguments(argv: Sequence[str]) -> PlanArguments:
     run = parse_arguments(rest)
     if not run.training.do_train:
         raise InputError("A plan is of a run that trains. Add --do_train.")
+    if run.data.preprocessing_only:
+        raise InputError("A plan is of a run that trains. Drop --preprocessing_only.")
     return PlanArguments(flags, run)
 
 

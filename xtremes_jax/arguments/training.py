@@ -179,8 +179,8 @@ class TrainingArguments:
     )
     stall_timeout: float | None = flag(
         1800.0,
-        "Seconds without a step or a new phase after which the run says where it stands and what every thread does; "
-        "it goes on.",
+        "Seconds without a step, a scored batch, a prepared clip or a new phase after which the run says where it "
+        "stands and what every thread does; it goes on.",
         above=0,
         scoring=True,
     )

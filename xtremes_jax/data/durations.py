@@ -65,6 +65,7 @@ def read_durations(
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> Durations:
     """Reads the headers of a split's clips in parallel, or what an earlier run kept of them.
 
@@ -74,6 +75,7 @@ def read_durations(
         cache_dir: Where the results are kept; None for `cache.default_cache_dir()`.
         overwrite: Read all headers again.
         show_progress: Show a progress bar.
+        beat: Called after each header, as a sign of life.
     """
     cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "durations" / f"{_key(raw)}.json"
     known = None if overwrite else _load(cache, len(raw.clip_names))
@@ -84,7 +86,7 @@ def read_durations(
         if known is None:
             count = len(raw.clip_names)
             known = Durations(np.zeros(count, np.int64), np.zeros(count, bool), {})
-        _probe_rows(raw, stale, known, pool, show_progress)
+        _probe_rows(raw, stale, known, pool, show_progress, beat)
     try:
         write_atomically(cache, _to_json(known))
     except OSError as error:
@@ -118,7 +120,12 @@ def _key(raw: "RawSplit") -> str:
 
 
 def _probe_rows(
-    raw: "RawSplit", rows: Sequence[int], into: Durations, pool: ThreadPoolExecutor, show_progress: bool
+    raw: "RawSplit",
+    rows: Sequence[int],
+    into: Durations,
+    pool: ThreadPoolExecutor,
+    show_progress: bool,
+    beat: Callable[[], None],
 ) -> None:
     """Fills in the given rows."""
     probed: set[str] = set()
@@ -127,6 +134,7 @@ def _probe_rows(
         f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False,
     )  # fmt: skip
     for row, (info, file) in zip(rows, bar, strict=True):
+        beat()
         readable = not isinstance(info, str)
         into.num_samples[row] = info.num_samples_16k if readable else 0
         into.is_float[row] = readable and info.is_float

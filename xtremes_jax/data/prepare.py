@@ -120,6 +120,7 @@ def prepare(
     cache_dir: str | Path | None = None,
     overwrite_cache: bool = False,
     show_progress: bool = True,
+    beat: Callable[[], None] = lambda: None,
 ) -> PreparedSplit:
     """Finds the usable clips of a split, their durations and labels.
 
@@ -140,13 +141,15 @@ def prepare(
         cache_dir: Where durations are kept; None for `cache.default_cache_dir()`.
         overwrite_cache: Read all headers again.
         show_progress: Show a progress bar while headers are read.
+        beat: Called as they are read and when all is done, as a sign of life.
 
     Raises:
         InputError: A column holds the wrong kind of target, or no clip is left.
     """
     durations = read_durations(
-        raw, num_workers=num_workers, cache_dir=cache_dir, overwrite=overwrite_cache, show_progress=show_progress
-    )
+        raw, num_workers=num_workers, cache_dir=cache_dir, overwrite=overwrite_cache, show_progress=show_progress,
+        beat=beat,
+    )  # fmt: skip
     reasons = dict(durations.reasons)
     rows, filtered = _readable(durations), {}
     if purpose == "train":
@@ -170,6 +173,7 @@ def prepare(
         fingerprint=fingerprint(raw, durations, found.rows),
     )  # fmt: skip
     _report(split)
+    beat()
     return split
 
 

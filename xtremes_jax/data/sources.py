@@ -8,7 +8,7 @@ choice of configs and languages, the check of columns, labels and sizes. Convent
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,11 @@ def _class_id(value: int, own: Sequence[int], classes: int) -> int | None:
 
 
 def load_splits(
-    data: DataArguments, selection: Selection, wanted: Mapping[str, SplitRequest], cache_dir: str | None = None
+    data: DataArguments,
+    selection: Selection,
+    wanted: Mapping[str, SplitRequest],
+    cache_dir: str | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, RawSplit]:
     """Finds the rows of each split a run needs.
 
@@ -148,6 +152,7 @@ def load_splits(
         selection: Task, languages and target column, from `select_task`.
         wanted: The splits, under the run's own names (`train`, `eval`, `predict`).
         cache_dir: Where `datasets` and the demo corpus keep their files; None for their own defaults.
+        beat: Called when a config's split has been found, as a sign of life.
 
     Returns:
         The splits, under the same names as `wanted`.
@@ -160,7 +165,7 @@ def load_splits(
     configs = choose_configs(source, selection)
     splits = {}
     for role, request in wanted.items():
-        parts = _load_parts(source, configs, request, data, selection)
+        parts = _load_parts(source, configs, request, data, selection, beat)
         splits[role] = _join(parts, request, data.audio_column_name, selection)
     splits = _with_labels(splits, selection)
     for split in splits.values():
@@ -296,7 +301,12 @@ def _configs_of_keys(source: Repository, selection: Selection) -> list[str]:
 
 
 def _load_parts(
-    source: Repository, configs: Sequence[str], request: SplitRequest, data: DataArguments, selection: Selection
+    source: Repository,
+    configs: Sequence[str],
+    request: SplitRequest,
+    data: DataArguments,
+    selection: Selection,
+    beat: Callable[[], None],
 ) -> list[Part]:
     parts, failed = [], {}
     for config in configs:
@@ -305,6 +315,7 @@ def _load_parts(
             parts.append(part_of(table, config, request.name, data.audio_column_name, selection))
         except InputError as error:
             failed[config] = error
+        beat()
     if len(configs) == 1 and failed:
         raise failed[configs[0]]
     if failed:

@@ -57,8 +57,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written: {error.strerror}. Make room or mend the directory; the same command then goes "
-            "on from the last checkpoint."
+            f"{path} cannot be written: {error.strerror}. Make room or mend the directory; the same command, "
+            "without --overwrite_output_dir, then goes on from the last checkpoint."
         ) from error
 
 

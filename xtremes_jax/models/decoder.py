@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import attend
-from xtremes_jax.models.decoder_config import DecoderConfig
+from xtremes_jax.models.decoder_config import POSITION_OFFSET, DecoderConfig
 from xtremes_jax.models.layers import LayerNorm, Linear, activate
 from xtremes_jax.models.masking import (
     CROSS_ATTENTION,
@@ -26,8 +26,6 @@ from xtremes_jax.models.masking import (
 from xtremes_jax.models.products import compare
 from xtremes_jax.models.stacked import check_remat, layer_function, stack
 
-POSITION_OFFSET = 2
-"""Row of the table of positions that belongs to the first token, as in every BART."""
 _NORM_EPS = 1e-5
 
 

@@ -10,6 +10,8 @@ from xtremes_jax.models.config import ACTIVATIONS
 from xtremes_jax.models.config_fields import check_field, check_parameters, from_json, shown
 
 _RATES = ("dropout", "attention_dropout", "activation_dropout", "decoder_layerdrop")
+POSITION_OFFSET = 2
+"""Row of the table of positions that belongs to the first token, as in every BART."""
 _UNSUPPORTED = ("cross_attention_hidden_size", "quantization_config")
 
 
@@ -85,8 +87,8 @@ class DecoderConfig:
     @property
     def num_parameters(self) -> int:
         """Elements of all matrices: the decoder's parameters but for biases and norms."""
-        tokens = self.vocab_size + self.max_position_embeddings
-        return self.d_model * (tokens + self.decoder_layers * (8 * self.d_model + 2 * self.decoder_ffn_dim))
+        rows = self.vocab_size + self.max_position_embeddings + POSITION_OFFSET
+        return self.d_model * (rows + self.decoder_layers * (8 * self.d_model + 2 * self.decoder_ffn_dim))
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> "DecoderConfig":

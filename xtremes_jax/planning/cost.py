@@ -42,6 +42,8 @@ class ProgramCost:
     collectives: int | None
     """Operations that send them, as often as they run."""
     compile_seconds: float
+    code: int = 0
+    """Bytes of the program itself; counted for TPUs alone, as what is compiled for GPUs is a program for CPUs."""
 
     def seconds(self, chip: Chip, precision: str) -> float | None:
         """Estimated time of one execution: products at `UTILISATION` of the peak rate or memory traffic at its peak,
@@ -82,6 +84,7 @@ def compile_and_measure(lowered: jax.stages.Lowered, target: Target) -> ProgramC
         sent=float(sum(collective.sent for collective in collectives)),
         collectives=sum(collective.times for collective in collectives),
         compile_seconds=seconds,
+        code=memory.generated_code_size_in_bytes if target.platform == "tpu" else 0,
     )
 
 

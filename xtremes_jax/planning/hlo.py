@@ -171,9 +171,11 @@ class Program:
     def collectives(self) -> list[Collective]:
         """What the program sends between devices, in the program's order. Groups of one device send nothing.
 
-        For TPUs one operation may stand in several places, where it starts and where it goes on: its channel tells.
+        For TPUs one operation may stand in several places, where it starts and where it goes on: its channel tells. And
+        what scatters a sum is written as a fusion of the sum and of the slice that a device keeps.
         """
         found: dict[str, Collective] = {}
+        kept = self._kept_slices()
         for instruction, times in self.instructions():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
@@ -181,12 +183,29 @@ class Program:
             arrays = instruction.arrays
             if instruction.opcode == "all-gather-start" or kind == "collective-permute" and len(arrays) > 1:
                 arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
+            if slices := kept.get((instruction.computation, instruction.name)):
+                kind, arrays = "reduce-scatter", slices
             group = _group_size(instruction.attributes, self.devices)
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             if group > 1:
                 key = channel[1] if channel else instruction.name
                 found.setdefault(key, Collective(kind, arrays, group, times, instruction.source))
         return list(found.values())
+
+    def _kept_slices(self) -> dict[tuple[str, str], tuple[ArrayShape, ...]]:
+        """Sums of whose arrays their fusion keeps nothing but slices: computation and name -> the slices."""
+        kept = {}
+        fused = {name for i, _ in self.instructions() if i.opcode == "fusion" for name in _called(i)}
+        for name in fused & self.computations.keys():
+            computation = self.computations[name]
+            for reduced in (i for i in computation if i.opcode == "all-reduce"):
+                arrays = {reduced.name} | {
+                    i.name for i in computation if i.opcode == "get-tuple-element" and reduced.name in i.operands
+                }
+                slices = [i.arrays[0] for i in computation if i.opcode == "dynamic-slice" and i.operands[0] in arrays]
+                if len(slices) == len(reduced.arrays):
+                    kept[name, reduced.name] = tuple(slices)
+        return kept
 
     def product_flops(self) -> float:
         """Floating-point operations of all matrix products and convolutions on one device, loops multiplied out."""
@@ -239,7 +258,7 @@ def _group_size(attributes: str, devices: int) -> int:
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
         return int(found[2])
-    if found := re.search(r"replica_groups=\S*mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=\S*mesh\[([^\]]*)\](?:, device_ids=\S+)?\s*\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

@@ -9,8 +9,10 @@ from xtremes_jax.planning.cost import LINK_SHARE, UTILISATION, ProgramCost
 from xtremes_jax.planning.topology import GIB, Target
 
 MIB = 2**20
+_GPUS_OF_A_MACHINE = 8
 _PRECISIONS = {
-    "half": "half precision",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
     "default": "float32 as JAX multiplies it by default",
     "tensorfloat32": "TensorFloat-32",
     "float32": "full float32",
@@ -38,11 +40,13 @@ class Bucket:
     """Bytes that a device has."""
     step_seconds: float | None
     """Estimated; None where it does not fit."""
+    programs: int = 0
+    """Bytes on each device of all programs of the run, this one among them: they stay there."""
 
     @property
     def peak(self) -> int | None:
         """Bytes on each device at the peak; None where XLA refuses and does not say what it would need."""
-        return None if self.cost.needed is None else self.cost.needed + self.resident
+        return None if self.cost.needed is None else self.cost.needed + self.resident + self.programs
 
     @property
     def fits(self) -> bool:
@@ -59,6 +63,15 @@ class Trial:
     peak: int | None
     fits: bool
     compile_seconds: float
+
+    @classmethod
+    def of(cls, rows: int, buckets: Sequence[Bucket]) -> "Trial":
+        """Of the programs that were compiled for so many clips; the last one need not fit."""
+        peaks = [bucket.peak for bucket in buckets]
+        return cls(
+            rows, None if None in peaks else max(peaks), all(bucket.fits for bucket in buckets),
+            sum(bucket.cost.compile_seconds for bucket in buckets),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,11 +144,13 @@ def as_text(plan: Plan) -> str:
     """The table and the sentences around it."""
     chip, parameters = plan.target.chip, plan.trainable + plan.frozen
     axes = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    code = max(bucket.programs for bucket in plan.buckets)
+    programs = f"programs {code / MIB:,.1f} MiB, " if code else ""
     lines = [
         "",
         f"{plan.title} on {plan.target.name}: {len(plan.target.devices)} x {chip.kind}, mesh {axes}",
         f"On each device: parameters {parameters / MIB:,.1f} MiB (of them frozen {plan.frozen / MIB:,.1f}), optimizer "
-        f"state {plan.optimizer / MIB:,.1f} MiB, memory {chip.memory / GIB:.2f} GiB",
+        f"state {plan.optimizer / MIB:,.1f} MiB, {programs}memory {chip.memory / GIB:.2f} GiB",
         "",
         _table(plan.buckets),
         "",
@@ -223,8 +238,9 @@ def _found(found: Found) -> list[str]:
     longest = f"in the longest bucket ({found.seconds:.2f} s)"
     if not found.value:
         return [f"No batch fits {longest}, not even the smallest."]
-    more = ", and no larger one was tried" if found.trials[-1].fits and found.trials[-1].rows == found.rows else ""
-    return [f"The largest that fits {longest}: --{found.flag} {found.value:g}, in {len(found.trials)} trials{more}."]
+    larger_tried = any(trial.rows > found.rows for trial in found.trials)
+    more = "" if larger_tried else ", and no larger one was tried"
+    return [f"The largest that fits {longest}: --{found.flag} {found.value:.12g}, in {len(found.trials)} trials{more}."]
 
 
 def assumptions(plan: Plan) -> list[str]:
@@ -242,11 +258,17 @@ def assumptions(plan: Plan) -> list[str]:
         f"once; waiting for data and checkpoints are left out. Rates and memory: {chip.source}.",
         "FLOPs are of products and convolutions in the compiled program, loops multiplied out, with what is computed "
         "again in the backward pass. Activations are all temporary memory, gradients among it; the peak is arguments, "
-        "temporary memory, two batches that wait and, while something is scored, the optimizer's state.",
+        "temporary memory, two batches that wait, for TPUs all programs of the run, and, where scoring interrupts "
+        "training, the optimizer's state.",
     ]
     if plan.target.is_proxy:
         sentences.append(
             "memory, FLOPs and bytes sent are those of the program for GPUs as XLA compiles it for as many CPU "
             "devices, which computes partly in float32 where a GPU has half precision, and has no fused attention."
         )
+        if len(plan.target.devices) > _GPUS_OF_A_MACHINE:
+            sentences.append(
+                f"all {len(plan.target.devices)} GPUs send at the rate of the links inside a machine, which has "
+                f"{_GPUS_OF_A_MACHINE} as a rule; what goes between machines takes longer."
+            )
     return [*sentences, *plan.assumed]

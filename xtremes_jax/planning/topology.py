@@ -17,6 +17,8 @@ from xtremes_jax.tasks import nearest
 
 GIB = 2**30
 _MOST_CPUS = 64
+PRECISIONS = ("bfloat16", "float16", "default", "tensorfloat32", "float32")
+"""How products are computed: the keys of `Chip.flops_per_s`."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Chip:
 
     kind: str
     flops_per_s: dict[str, float]
-    """Peak rate of products by precision: "half" (bfloat16, float16), and of float32 arrays "default" (as JAX
-    multiplies them unless told otherwise), "tensorfloat32" and "float32"."""
+    """Peak rate of products by precision: "bfloat16", "float16", and of float32 arrays "default" (as JAX multiplies
+    them unless told otherwise), "tensorfloat32" and "float32"."""
     bytes_per_s: float | None
     """To and from main memory; None where the compiled program does not tell what the device would move."""
     memory: int
@@ -39,13 +41,14 @@ class Chip:
 
 def _tpu(name: str, flops: float, memory_bytes_per_s: float, memory: float, sent: float, source: str = "") -> Chip:
     # In float32, products take one pass of bfloat16 by default, three for "tensorfloat32" and six for "float32".
-    rates = {"half": flops, "default": flops, "tensorfloat32": flops / 3, "float32": flops / 6}
+    rates = dict(zip(PRECISIONS, (flops, flops, flops, flops / 3, flops / 6), strict=True))
     source = f"cloud.google.com/tpu/docs/{name}{source}; memory as XLA has it"
     return Chip(f"TPU {name}", rates, memory_bytes_per_s, int(memory * GIB), sent, source)
 
 
-def _gpu(name: str, half: float, tf32: float, full: float, memory_bytes_per_s: float, gib: int, sent: float) -> Chip:
-    rates = {"half": half, "default": tf32, "tensorfloat32": tf32, "float32": full}
+def _gpu(name: str, half: float, tf32: float, full: float, gib: int, sent: float, has_bfloat16: bool = True) -> Chip:
+    # Where there are no products of bfloat16, XLA computes them in float32.
+    rates = dict(zip(PRECISIONS, (half if has_bfloat16 else full, half, tf32, tf32, full), strict=True))
     # What is compiled is a program for CPUs, which moves other bytes.
     source = f"NVIDIA's data sheet; of {gib} GiB JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION is set"
     return Chip(f"NVIDIA {name}", rates, None, gib * GIB * 3 // 4, sent, source)
@@ -60,15 +63,17 @@ TPUS = {
 """Links send half of what Google calls the bidirectional bandwidth; memory is what XLA says to be available when a
 program needs too much (libtpu 0.0.42)."""
 GPUS = {
-    "v100": _gpu("V100 SXM2 32 GB", 125e12, 15.7e12, 15.7e12, 0.9e12, 32, 150e9),
-    "a100": _gpu("A100 SXM 80 GB", 312e12, 156e12, 19.5e12, 2.039e12, 80, 300e9),
-    "h100": _gpu("H100 SXM 80 GB", 989e12, 494e12, 67e12, 3.35e12, 80, 450e9),
-    "h200": _gpu("H200 SXM 141 GB", 989e12, 494e12, 67e12, 4.8e12, 140, 450e9),
+    "v100": _gpu("V100 SXM2 32 GB", 125e12, 15.7e12, 15.7e12, 32, 150e9, has_bfloat16=False),
+    "a100": _gpu("A100 SXM 80 GB", 312e12, 156e12, 19.5e12, 80, 300e9),
+    "h100": _gpu("H100 SXM 80 GB", 989e12, 494e12, 67e12, 80, 450e9),
+    "h200": _gpu("H200 SXM 141 GB", 989e12, 494e12, 67e12, 140, 450e9),
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 SLICES = {"v5e": _FLAT, "v6e": _FLAT, "v4": _SOLID, "v5p": _SOLID}
 """Shapes that each TPU's slices have, of those that Google's documentation lists."""
+CHIPS_OF_A_HOST = {"v4": 4, "v5p": 4, "v5e": 8, "v6e": 8}
+"""At most: v5e and v6e have hosts of fewer too."""
 NAMES = (*TPUS, "gpu", *GPUS, "cpu")
 
 
@@ -83,6 +88,8 @@ class Target:
     chip: Chip
     devices: Sequence[Any]
     """To make a mesh of. Nobody need hold them; for GPUs they are simulated CPU devices."""
+    processes: int = 1
+    """That a run on these devices has at least: one on each host of a TPU slice."""
 
     @property
     def is_proxy(self) -> bool:
@@ -105,7 +112,8 @@ def find_target(name: str) -> Target:
             f"{', '.join(f'{gpu}:8' for gpu in GPUS)}, cpu:8."
         )
     if kind in TPUS:
-        return Target(name, "tpu", TPUS[kind], _tpu_devices(name, kind, size))
+        devices = _tpu_devices(name, kind, size)
+        return Target(name, "tpu", TPUS[kind], devices, processes=-(-len(devices) // CHIPS_OF_A_HOST[kind]))
     count = int(size) if re.fullmatch("[0-9]{1,4}", size) else 0
     if not 1 <= count <= _MOST_CPUS:
         raise InputError(f"--topology {name}: {size} is no number of devices. Give one from 1 to {_MOST_CPUS}.")
@@ -168,7 +176,7 @@ def _this_machine(count: int) -> Chip:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     rate, moved = (found / count for found in _measured_rates())
     return Chip(
-        f"one of {count} simulated CPU devices", dict.fromkeys(("half", "default", "tensorfloat32", "float32"), rate),
+        f"one of {count} simulated CPU devices", dict.fromkeys(PRECISIONS, rate),
         moved, memory // count, moved / 2, "measured on this machine just now, and shared by all devices",
     )  # fmt: skip
 

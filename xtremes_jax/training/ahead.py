@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.errors import InputError
+from xtremes_jax.models.platform import platform
 from xtremes_jax.processors import available_cpus
 from xtremes_jax.training.signals import Interrupted
 
@@ -125,15 +126,16 @@ class CompiledAhead:
     def announce(self, batches: Iterable[Batch], after: "CompiledAhead | None" = None) -> None:
         """Has programs compiled for batches of these shapes (arrays or `jax.ShapeDtypeStruct`), in this order.
 
-        In a run of several processes nothing is done ahead: the compilers of all processes may have to wait for one
-        another, so each has to be asked for the same programs, and neither more nor fewer.
+        Nothing is done ahead on GPUs with several processes: their compilers time kernels together, each process some
+        of them, and wait for one another without end. So each has to be asked for the same programs, neither more nor
+        fewer, and one that stops early would leave the others waiting. Other compilers know of no other process.
 
         Args:
             batches: of each shape one or more.
             after: a step whose threads do this, after all that it has been told of so far. When it is closed, what has
                 not been begun is left, and may be announced again.
         """
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and platform() == "gpu":
             return
         pool = (self if after is None else after)._threads()
         for batch in batches:
@@ -177,8 +179,9 @@ class CompiledAhead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Who stops a run does not give it the minutes that a compiler may take.
-        self.close(wait=kind is None or not issubclass(kind, Interrupted))
+        # Who stops a run does not give it the minutes that a compiler may take; nor may other processes wait so long
+        # to hear of an error.
+        self.close(wait=kind is None or not (issubclass(kind, Interrupted) or jax.process_count() > 1))
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 _ITEMS = {"state": SealedState, "progress": SealedJson}
 """The parts of a checkpoint and what reads and writes them."""
+
+_SAVE_SECONDS = 6 * 3600
+"""Longest that writing a checkpoint may take: a large one to a slow disk needs more than Orbax's 20 minutes."""
+
+_SEEN_WITHIN_SECONDS = 60.0
+"""How long the file system of a network may take to show a process what another has made or removed."""
 
 
 class _Keep:
@@ -57,14 +66,45 @@ class Checkpoints:
         create: bool = True,
     ):
         self.directory = place(directory)
+        self._failure: BaseException | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if keep is None else _Keep(keep, best),
             create=create,
             cleanup_tmp_directories=create,
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS, barrier_sync_fn=self._meet),
         )
         # Given here and not only with each call, so that a fresh manager can read the metadata of an old run.
         handlers = {name: handler() for name, handler in _ITEMS.items()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._see_the_same()
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Where Orbax's threads wait for those of the other processes; also alone, where there is nobody to wait for.
+
+        With what could not be written Orbax would come here too and wait for hours, as the others wait elsewhere.
+        """
+        failure = sys.exception()
+        if failure is not None and threading.current_thread() is not threading.main_thread():
+            self._failure = failure
+            raise failure
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+    def _see_the_same(self) -> None:
+        """Waits until the checkpoints that the first process sees are seen here.
+
+        Raises:
+            InputError: they are not, so that this process would save and remove others.
+        """
+        theirs = processes.from_first(self.steps)
+        deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
+        while self.steps() != theirs:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"In {self.directory}, process {processes.index()} sees checkpoints of the steps {self.steps()}, "
+                    f"and process 0 of {theirs}. Name a directory that all machines share, or a bucket."
+                )
+            time.sleep(0.5)
+            self._manager.reload()
 
     @classmethod
     def at(cls, path: str | os.PathLike) -> tuple["Checkpoints", int]:
@@ -104,12 +144,22 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
+    def check(self) -> None:
+        """Looks whether what is being written has failed; waits for nothing.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self._failure is not None:
+            self.wait()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Says what it means when Orbax fails to write, now or in the background since."""
         try:
             yield
         except Exception as error:  # of the file system, of TensorStore or of Orbax, each with types of its own
+            self._failure = None
             # As the disk has it: the manager counts those out that it was about to remove.
             names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
             left = [int(name) for name in names if name.isdigit()]
@@ -117,19 +167,22 @@ class Checkpoints:
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"A checkpoint could not be written to {self.directory}: {what} {kept}. "
-                "Make room or mend the directory; the same command then goes on from there."
+                "Make room or mend the directory; the same command, without --overwrite_output_dir, then goes on from "
+                "there."
             ) from error
 
-    def damage(self, step: int) -> str | None:
+    def damage(self, step: int, *, contents: bool = True) -> str | None:
         """What is wrong with a checkpoint's files, in words that end a sentence; None if they are as they were written.
 
-        Reads all of them, in the first process.
+        Args:
+            step: of the checkpoint.
+            contents: read all of them, in the first process; False looks at their names and sizes alone.
         """
-        return processes.from_first(lambda: self._damage(step))
+        return processes.from_first(lambda: self._damage(step, contents))
 
-    def _damage(self, step: int) -> str | None:
+    def _damage(self, step: int, contents: bool = True) -> str | None:
         folder = self.directory / str(step)
-        return next(filter(None, (damage(folder / item) for item in _ITEMS)), None)
+        return next(filter(None, (damage(folder / item, contents=contents) for item in _ITEMS)), None)
 
     def newest_sound(self) -> int | None:
         """Global step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
@@ -181,6 +234,16 @@ class Checkpoints:
         """What was saved beside the state of `step`, alone."""
         self._manager.wait_until_finished()
         return self._manager.restore(step, args=ocp.args.Composite(progress=RestoreJson()))["progress"]
+
+    def newest_progress(self) -> dict[str, Any] | None:
+        """What was saved beside the newest state of which that is undamaged; of the states nothing is read."""
+
+        def undamaged() -> int | None:
+            sound = (step for step in reversed(self.steps()) if not damage(self.directory / str(step) / "progress"))
+            return next(sound, None)
+
+        step = processes.from_first(undamaged)
+        return None if step is None else self.progress(step)
 
     def _check_fit(self, step: int, abstract_state) -> None:
         """Compares names and shapes before Orbax reads anything: its own errors name files, not parameters."""

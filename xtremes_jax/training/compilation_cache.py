@@ -12,11 +12,15 @@ import logging
 import os
 import platform
 import stat
+import tempfile
+import time
 from pathlib import Path
 
 import filelock
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from xtremes_jax.training import processes
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ SHORTEST_COMPILE_SECONDS = 0.1
 """What compiles faster is not worth an entry: reading one back takes some hundredths of a second."""
 
 _LOCK_SECONDS = 10
+
+_SEEN_WITHIN_SECONDS = 3.0
 
 _UNLIMITED = -1  # JAX's word for it
 
@@ -66,6 +72,49 @@ def use_compilation_cache(wanted: str | None, default_root: Path) -> None:
         _point_jax_at(None)
         return
     _point_jax_at(str(directory))
+
+
+def share_compilation_cache() -> None:
+    """Of a run's processes, called by all: keeps the cache only where all of them have the same directory.
+
+    JAX has the first process alone write programs into it. Where another does not see them, the first would load what
+    that one compiles; and compilers for GPUs wait for each other's share of the work.
+    """
+    if not processes.several():
+        return
+    directory = jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+    mark = processes.from_first(lambda: _leave_mark(directory))
+    shared = all(processes.gather(mark is not None and directory is not None and _sees(directory, mark)))
+    if processes.is_first() and mark is not None and "://" not in mark:
+        (Path(directory) / mark).unlink(missing_ok=True)
+    if not shared:
+        if directory is not None:
+            logger.info("Compiled programs are not kept: the processes of this run share no --compilation_cache_dir")
+        _point_jax_at(None)
+
+
+def _leave_mark(directory: str | None) -> str | None:
+    """What the other processes find where they have the same directory; None if there is no such thing."""
+    if directory is None or "://" in directory:
+        return directory
+    try:
+        handle, path = tempfile.mkstemp(dir=directory, prefix=".shared-")
+    except OSError:
+        return None
+    os.close(handle)
+    return Path(path).name
+
+
+def _sees(directory: str, mark: str) -> bool:
+    """Whether the first process's mark is seen here; file systems of networks may need a while."""
+    if "://" in mark or "://" in directory:
+        return mark == directory
+    deadline = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while not (Path(directory) / mark).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def host_kind() -> str:

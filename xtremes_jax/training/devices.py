@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from xtremes_jax.models.platform import platform
-from xtremes_jax.training.compilation_cache import use_compilation_cache
+from xtremes_jax.training.compilation_cache import share_compilation_cache, use_compilation_cache
 
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_cpu_prefer_vector_width": 512}
 
@@ -27,6 +27,7 @@ def configure_jax(
     if tf32 is not None:
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32 else "float32")
     use_compilation_cache(compilation_cache_dir, default_cache_root)
+    share_compilation_cache()
 
 
 def compiler_options() -> dict[str, str | int] | None:

@@ -5,8 +5,11 @@ import logging
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +97,7 @@ def join(launch: Launch | None) -> None:
     """Joins the other processes; nothing happens if there are none. To be called before anything asks for devices.
 
     Raises:
-        InputError: they cannot be found in time.
+        InputError: they cannot be found. Where some do not come in time, the process ends with status 2 and says so.
     """
     if launch is None or jax.distributed.is_initialized():
         return
@@ -106,20 +109,39 @@ def join(launch: Launch | None) -> None:
     if launch.process_id:
         _wait_for_first(launch.coordinator_address)
     try:
-        jax.distributed.initialize(
-            launch.coordinator_address,
-            launch.num_processes,
-            launch.process_id,
-            launch.local_device_ids,
-            cluster_detection_method="deactivate" if known else None,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
-            initialization_timeout=JOIN_TIMEOUT_SECONDS,
-        )
+        with _in_time(launch.coordinator_address):
+            jax.distributed.initialize(
+                launch.coordinator_address,
+                launch.num_processes,
+                launch.process_id,
+                launch.local_device_ids,
+                cluster_detection_method="deactivate" if known else None,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+                initialization_timeout=2 * JOIN_TIMEOUT_SECONDS,
+            )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         if launch.may_be_alone and not jax.distributed.is_initialized():
             logger.info("JAX finds no other hosts of this TPU: %s", error)
             return
-        raise _not_found(launch.coordinator_address or "the address that JAX has found out", error) from error
+        raise _not_found(launch.coordinator_address, error) from error
+
+
+@contextmanager
+def _in_time(address: str | None) -> Iterator[None]:
+    """Context that ends the process where the others have not come in time: JAX would abort it, with a stack in C++."""
+
+    def give_up() -> None:
+        lacking = TimeoutError(f"not all of them have come within {JOIN_TIMEOUT_SECONDS} s")
+        print(f"error: {_not_found(address, lacking)}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(JOIN_TIMEOUT_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _wait_for_first(address: str) -> None:
@@ -136,7 +158,8 @@ def _wait_for_first(address: str) -> None:
         time.sleep(0.5)
 
 
-def _not_found(where: str, error: Exception) -> InputError:
+def _not_found(address: str | None, error: Exception) -> InputError:
+    where = address or "the address that JAX has found out"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
         f"The processes of this run do not find each other at {where}: {reason.rstrip('.')}. Start all of them, with "
@@ -168,6 +191,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
     job, count, index, local = (
         _number(name, environment[name]) for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     )
+    step = _number("SLURM_STEP_ID", environment.get("SLURM_STEP_ID", "0"))
     if count == 1:
         return None
     # "gpu[07-09,12],cpu3" begins with gpu07.
@@ -175,7 +199,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
     first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
     if first is None:
         raise InputError(f"SLURM_STEP_NODELIST {nodes!r} names no node. Give --coordinator_address and the like.")
-    address = f"{first[1]}{first[2] or ''}:{_SLURM_PORTS[job % len(_SLURM_PORTS)]}"
+    address = f"{first[1]}{first[2] or ''}:{_SLURM_PORTS[(job + step) % len(_SLURM_PORTS)]}"
     one_a_node = environment.get("SLURM_STEP_NUM_NODES") == str(count)
     bound = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") == 0 and "CUDA_VISIBLE_DEVICES" in environment
     return Launch(address, count, index, None if one_a_node or bound else (local,))

@@ -69,18 +69,18 @@ class Hooks:
     """What the loop calls; plain functions of the entry point.
 
     `log(step, epoch, values)`, `evaluate(state, step, epoch) -> score or None`, `save(state, step, score, note)`,
-    `agree(clips, save_due) -> save` after each step, with those of its clips that could not be decoded and whether the
-    last checkpoint is old, tells whether to save now: all processes get the same answer, and have the same
-    `stop.received` afterwards; `consumed(step, sample_ids)` for the clips that a step is made with,
-    `nonfinite(step, count) -> path` for those of the last `count` steps, which are given up on, `advance()` after each
-    step, for the progress bar, `started(report)` when the first step is done, with the time that it alone has waited
-    and compiled.
+    `agree(clips, old_at) -> old_at` after each step, with those of its clips that could not be decoded and this step
+    where the last checkpoint is old (else 0), tells the last step at which any process has found it old: all get the
+    same answer, perhaps some steps later, and have the same `stop.received` afterwards; `consumed(step, sample_ids)`
+    for the clips that a step is made with, `nonfinite(step, count) -> path` for those of the last `count` steps, which
+    are given up on, `advance()` after each step, for the progress bar, `started(report)` when the first step is done,
+    with the time that it alone has waited and compiled.
     """
 
     log: Callable[[int, float, dict[str, Any]], None]
     evaluate: Callable[[TrainState, int, float], float | None]
     save: Callable[[TrainState, int, float | None, Note], None]
-    agree: Callable[[Sequence, bool], bool]
+    agree: Callable[[Sequence, int], int]
     consumed: Callable[[int, Sequence[int]], None]
     nonfinite: Callable[[int, int], Path]
     advance: Callable[[], None]
@@ -129,7 +129,7 @@ def fit(
         with _saved_in_the_end(progress, schedule):
             for loaded in _interruptible(batches, stop):
                 progress.make_step(train_step, loaded)
-                save_now = hooks.agree(loaded.skipped, progress.is_old(schedule))
+                old_at = hooks.agree(loaded.skipped, progress.step if progress.is_old(schedule) else 0)
                 if report.steps == 1:
                     jax.block_until_ready(progress.meter.pending)
                     report.first_step_seconds = time.perf_counter() - begun
@@ -140,11 +140,11 @@ def fit(
                 # Before the last checkpoint, which a run that has ended starts from.
                 progress.settle(schedule, epoch, schedule.is_log_due(progress.step, epoch_ended))
                 hooks.advance()
-                progress.pause(schedule, epoch, epoch_ended, save_now)
+                # A checkpoint may have been made since.
+                progress.pause(schedule, epoch, epoch_ended, save_now=old_at > progress.saved)
                 if progress.step >= schedule.total_steps or stop.received is not None:
                     break
         report.runtime = time.perf_counter() - begun
-    report.interrupted = stop.received is not None
     return progress.state, report
 
 

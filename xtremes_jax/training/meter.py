@@ -94,7 +94,7 @@ class Note:
 
 @dataclass
 class FitReport:
-    """What a finished (or interrupted) loop has measured. Times are wall-clock seconds."""
+    """What a loop has measured that has ended or was stopped. Times are wall-clock seconds."""
 
     steps: int = 0
     clips: int = 0
@@ -110,7 +110,6 @@ class FitReport:
     """Spent on evaluation and on handing checkpoints over."""
     first_step_seconds: float | None = None
     """From the beginning to the end of the first step, which waits for the first batch and compiles."""
-    interrupted: bool = False
 
     def count(self, loaded) -> None:
         """Adds a batch."""

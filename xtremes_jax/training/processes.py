@@ -35,11 +35,14 @@ _LEFT = "xtremes_jax/left"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 """How long who ends a run waits for the others to have heard of it."""
+_SILENCE_SECONDS = 20.0
+"""How long process 0 may fail to answer before it counts as lost: its machine or the network may be busy."""
 _PATIENCE_SECONDS = 3.0
 _LAG = 2
 """Steps after which what a process wishes for is known to all: as many as a loop leaves to the devices."""
 
 _calls = itertools.count()
+_waiting = threading.Event()
 
 
 def count() -> int:
@@ -62,6 +65,11 @@ def is_first() -> bool:
     return index() == 0
 
 
+def is_waiting() -> bool:
+    """Whether this process does nothing but wait for what another one has to say."""
+    return _waiting.is_set()
+
+
 def gather(value: Any) -> list[Any]:
     """What each process has given, in their order; waits for all of them. Values are JSON."""
     if not several():
@@ -73,6 +81,8 @@ def gather(value: Any) -> list[Any]:
 
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in process 0, the only one to call it; the others wait for it. Values are JSON.
+
+    They wait here, where a signal and the end of the run are heard, and not in an operation on the devices.
 
     Raises:
         InputError: in all processes, if `make` raises one.
@@ -138,8 +148,8 @@ class Wishes(NamedTuple):
 
     stop: int = 0
     """Number of the signal that has come, or 0."""
-    save: int = 0
-    """1 where the last checkpoint is old."""
+    old_at: int = 0
+    """This step where the last checkpoint is old; else 0."""
     untold: int = 0
     """Clips left out that the others do not know of."""
 
@@ -222,12 +232,15 @@ def tell_of_the_end(status: int, reason: str) -> None:
 
 def _watch(over: threading.Event) -> None:
     """Ends this process when another has told of the end."""
-    client = global_state.client
+    client, answered = global_state.client, time.monotonic()
     while not over.wait(_POLL_SECONDS):
         try:
             end = json.loads(client.key_value_try_get(_END))
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
+                answered = time.monotonic()
+                continue
+            if time.monotonic() - answered < _SILENCE_SECONDS:
                 continue
             end = {"process": 0, "status": 1, "reason": f"it no longer answers ({str(error).splitlines()[0]})"}
         if over.is_set() or end["process"] == index():
@@ -244,9 +257,13 @@ def _watch(over: threading.Event) -> None:
 
 def _wait_for(key: str) -> str:
     """A value that another process sets. In short waits, between which a signal is heard."""
-    while True:
-        try:
-            return global_state.client.blocking_key_value_get(key, int(_POLL_SECONDS * 1000))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
+    _waiting.set()
+    try:
+        while True:
+            try:
+                return global_state.client.blocking_key_value_get(key, int(_POLL_SECONDS * 1000))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+    finally:
+        _waiting.clear()

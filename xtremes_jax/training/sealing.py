@@ -41,8 +41,13 @@ def _sync(path: epath.Path) -> None:
         os.close(handle)
 
 
-def damage(directory: epath.Path) -> str | None:
-    """What is wrong with a sealed directory, in words that end a sentence; None if every file is as it was sealed."""
+def damage(directory: epath.Path, *, contents: bool = True) -> str | None:
+    """What is wrong with a sealed directory, in words that end a sentence; None if every file is as it was sealed.
+
+    Args:
+        directory: sealed by `seal`.
+        contents: read the files; False looks at their names and sizes alone.
+    """
     try:
         found = dict(_files(directory))
         sealed = _read_seal(directory)
@@ -50,7 +55,7 @@ def damage(directory: epath.Path) -> str | None:
         return f"{directory.name}/{SEAL} cannot be read ({error})"
     for name in sorted(found.keys() | sealed.keys()):
         try:
-            wrong = _difference(found.get(name), sealed.get(name))
+            wrong = _difference(found.get(name), sealed.get(name), contents)
         except OSError as error:
             wrong = f"cannot be read ({error.strerror})"
         if wrong:
@@ -58,7 +63,7 @@ def damage(directory: epath.Path) -> str | None:
     return None
 
 
-def _difference(path: epath.Path | None, sealed: tuple[int, str] | None) -> str | None:
+def _difference(path: epath.Path | None, sealed: tuple[int, str] | None, contents: bool) -> str | None:
     if path is None:
         return "is missing"
     if sealed is None:
@@ -66,7 +71,7 @@ def _difference(path: epath.Path | None, sealed: tuple[int, str] | None) -> str 
     size, digest = sealed
     if path.stat().length != size:
         return f"has {path.stat().length} bytes in place of {size}"
-    return "has other bytes than were written" if _digest(path) != digest else None
+    return "has other bytes than were written" if contents and _digest(path) != digest else None
 
 
 def _read_seal(directory: epath.Path) -> dict[str, tuple[int, str]]:

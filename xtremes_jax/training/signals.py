@@ -12,12 +12,16 @@ class Interrupted(BaseException):
     """The run was asked to stop; `status` is the exit status, 128 + signal number.
 
     No `Exception`, as `KeyboardInterrupt` is none: libraries and we catch those to try again or to go on without.
+
+    Attributes:
+        way_on: a clause for the message, about what the same command will do.
     """
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
         self.status = 128 + signal_number
+        self.way_on = ""
 
 
 class StopRequest:

@@ -7,6 +7,8 @@ import threading
 import time
 from types import TracebackType
 
+from xtremes_jax.training import processes
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,6 +54,8 @@ class Watchdog:
     def _watch(self) -> None:
         told = self._moved
         while not self._ended.wait(self._timeout / 10):
+            if processes.is_waiting():
+                self.beat()  # it is another process that does not move, and that one says so
             moved, now = self._moved, time.monotonic()
             if now - max(moved, told) < self._timeout:
                 continue
