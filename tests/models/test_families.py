@@ -138,6 +138,26 @@ def compare_gradients(ours, model):
         assert np.abs(ours[name] - expected).max() <= bound, name
 
 
+VECTORS = (
+    "bias", "scale", "weight_g", "masked_spec_embed", "layer_weights", "running_mean", "running_var",
+    "gru_rel_pos_const", "pos_bias_u", "pos_bias_v",
+)  # fmt: skip
+"""Last parts of the names of parameters that `num_parameters` leaves out."""
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_num_parameters_are_the_elements_of_the_models_matrices(name, variant):
+    config = variant(name, "classification")
+    sizes = {key: leaf.size for key, leaf in flatten_params(split_params(abstract_model(config))[1]).items()}
+    assert config.num_parameters == sum(size for key, size in sizes.items() if key.rpartition(".")[2] not in VECTORS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_without_masking_the_exported_tensors_are_transformers(name, variant, random_params, rng):
+    config = variant(name, mask_time_prob=0.0, mask_feature_prob=0.0)
+    torch_model(config, random_params(config, rng))  # strict
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_padding_never_changes_a_clip(name, variant, random_params, ragged_audio, rng):
     config = variant(name)

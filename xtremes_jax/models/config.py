@@ -50,6 +50,8 @@ class ModelConfig:
     """What the names of Transformers' classes begin with."""
     root: ClassVar[str] = "wav2vec2"
     """What the names of the encoder's tensors begin with in a checkpoint."""
+    always_has_mask_vector: ClassVar[bool] = False
+    """Whether Transformers' model has `masked_spec_embed` even where both masking probabilities are 0."""
     lacking: ClassVar[tuple[str, ...]] = ()
     """Fields of this class that the family's configuration in Transformers does not have: they keep their defaults."""
     unsupported: ClassVar[tuple[str, ...]] = ("adapter_attn_dim", "position_embeddings_type", "quantization_config")
@@ -260,7 +262,7 @@ class ModelConfig:
         count = sum(i * o * k for i, o, k in zip(inputs, self.conv_dim, self.conv_kernel, strict=True))
         count += self.conv_dim[-1] * width
         count += self.num_positional
-        count += self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+        count += self.num_hidden_layers * self.num_of_layer
         if self.add_adapter:
             count += self.num_adapter_layers * self.adapter_kernel_size * 2 * out * out + width * out * (width != out)
         if self.head == "ctc":
@@ -268,8 +270,13 @@ class ModelConfig:
         return count + (width + self.num_labels) * self.classifier_proj_size * (self.head is not None)
 
     @property
+    def num_of_layer(self) -> int:
+        """Elements of the matrices of one Transformer layer."""
+        return self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+
+    @property
     def num_positional(self) -> int:
-        """Elements of the kernel of the positional convolution."""
+        """Elements of the kernel of the positional convolution, and of what else tells places to all layers."""
         return self.num_conv_pos_embeddings * self.hidden_size**2 // self.num_conv_pos_embedding_groups
 
     @property

@@ -225,7 +225,7 @@ def to_huggingface(params: Params, config: AnyConfig) -> dict[str, np.ndarray]:
     tensors |= {f"{name}{BATCHES_SEEN}": np.zeros((), np.int64) for name in counted}
     tensors |= _constants(config)
     encoder = _encoder(config)
-    if encoder.mask_time_prob == 0 and encoder.mask_feature_prob == 0:
+    if not encoder.always_has_mask_vector and encoder.mask_time_prob == 0 and encoder.mask_feature_prob == 0:
         tensors.pop(_mask_vector(config), None)
     return tensors
 

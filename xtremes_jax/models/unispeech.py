@@ -25,4 +25,5 @@ class UniSpeechSatConfig(ModelConfig):
     family: ClassVar[str] = "UniSpeech-SAT"
     architecture: ClassVar[str] = "UniSpeechSat"
     root: ClassVar[str] = "unispeech_sat"
+    always_has_mask_vector: ClassVar[bool] = True
     lacking: ClassVar[tuple[str, ...]] = ADAPTER_FIELDS

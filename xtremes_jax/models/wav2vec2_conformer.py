@@ -80,6 +80,13 @@ class Wav2Vec2ConformerConfig(ModelConfig):
         if self.position_embeddings_type == "rotary" and width % 2:
             raise InputError(f"Rotary positions need heads of an even width, not {width}.")
 
+    @property
+    def num_of_layer(self) -> int:
+        """Elements of the matrices and kernels of one Conformer layer."""
+        width = self.hidden_size
+        squares = 4 + 3 + (self.position_embeddings_type == "relative")
+        return width * (squares * width + 4 * self.intermediate_size + self.conv_depthwise_kernel_size)
+
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any], **options: Any) -> "Wav2Vec2ConformerConfig":
         """As `ModelConfig.from_huggingface`; a `config.json` says null where there are no positions."""

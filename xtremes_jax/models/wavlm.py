@@ -40,6 +40,16 @@ class WavLMConfig(ModelConfig):
     max_bucket_distance: int = 800
     """Distance in frames from which on all share the last bucket."""
 
+    @property
+    def num_of_layer(self) -> int:
+        """Elements of the matrices of one Transformer layer: its gates are a linear map too."""
+        return super().num_of_layer + self.hidden_size // self.num_attention_heads * _GATES * _SUMMED
+
+    @property
+    def num_positional(self) -> int:
+        """Elements of the positional convolution's kernel and of the table of biases."""
+        return super().num_positional + self.num_buckets * self.num_attention_heads
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_buckets < 4 or self.max_bucket_distance <= self.num_buckets // 4:
