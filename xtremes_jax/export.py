@@ -97,6 +97,7 @@ def _facts(
         else None,
         synthetic=corpus.synthetic,
         arguments=describe(arguments, only_changed=True),
+        model_type=start.encoder_config["model_type"],
         versions={"Python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
     )

@@ -28,6 +28,7 @@ from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.config import is_retrieval
 from xtremes_jax.models.config_fields import shown
+from xtremes_jax.models.families import FAMILIES
 from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
 
 if TYPE_CHECKING:
@@ -271,11 +272,12 @@ def _complete_config(
 ) -> dict[str, Any]:
     """`config` with what the head implies, checked against the head's weights."""
     content = {"model_type": "wav2vec2", "dtype": "float32", **config}
+    architecture = FAMILIES[content["model_type"]].config.architecture
     if tokenizer is not None:
         size, head = len(tokenizer), "lm_head.weight"
         content.update(vocab_size=size, pad_token_id=tokenizer.pad_token_id)
         content.update(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
-        content["architectures"] = ["Wav2Vec2ForCTC"]
+        content["architectures"] = [f"{architecture}ForCTC"]
     elif id2label is None and is_retrieval(config):
         size, head = config["num_labels"], "classifier.weight"
     else:
@@ -285,7 +287,7 @@ def _complete_config(
             raise ValueError(f"id2label must name the classes 0 to N - 1, not {sorted(labels)}")
         content["id2label"] = {str(index): labels[index] for index in sorted(labels)}
         content["label2id"] = {labels[index]: index for index in sorted(labels)}
-        content["architectures"] = ["Wav2Vec2ForSequenceClassification"]
+        content["architectures"] = [f"{architecture}ForSequenceClassification"]
     if head not in tensors or tensors[head].shape[0] != size:
         rows = tensors[head].shape[0] if head in tensors else "no"
         raise ValueError(f"{head} has {rows} rows for {size} tokens or labels")

@@ -69,6 +69,8 @@ class CardFacts:
     synthetic: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    model_type: str = "wav2vec2"
+    """What the encoder's config.json calls its family."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -104,7 +106,7 @@ def _front_matter(facts: CardFacts) -> str:
     ]
     data = ModelCardData(
         library_name="transformers",
-        tags=["xtreme_s", "jax", "wav2vec2", facts.task] + (["synthetic-data"] if facts.synthetic else []),
+        tags=["xtreme_s", "jax", facts.model_type, facts.task] + (["synthetic-data"] if facts.synthetic else []),
         pipeline_tag=pipeline_tag,
         language=_language_codes(facts.languages) or None,
         datasets=[facts.dataset_name] if _is_hub_id(facts.dataset_name) else None,
