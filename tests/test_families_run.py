@@ -1,0 +1,50 @@
+"""Whole runs on encoders of other families: `config.json` names the family, and nothing else of a command changes."""
+
+import json
+
+import numpy as np
+import pytest
+from corpora import TINY, tone, write_corpus
+from runs import flags, parameters, rows
+
+from xtremes_jax import load_model, train
+
+FAMILIES = {
+    "wavlm": ("mls.all", {"num_buckets": 16, "max_bucket_distance": 20}),
+    "wav2vec2-conformer": ("minds14.all", {"conv_depthwise_kernel_size": 5}),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=12, other=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config, own = FAMILIES[family]
+    shape = tmp_path / "model.json"
+    shape.write_text(json.dumps(TINY | {"model_type": family} | own))
+    output = tmp_path / "run"
+    changes = dict(config_name=shape, max_buckets=1, save_strategy="no", gradient_checkpointing=True)
+    assert train.main(flags(corpus, output, config, **changes)) == 0
+    losses = [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == 4 and np.isfinite(losses).all()
+    written = json.loads((output / "config.json").read_text())
+    assert written["model_type"] == family and family in (output / "README.md").read_text().split("---")[1]
+    statistics = [value for name, value in parameters(output).items() if name.endswith("running_var")]
+    assert bool(statistics) == (family == "wav2vec2-conformer") and all((value == 1).all() for value in statistics)
+
+    auto = transformers.AutoModelForCTC if config == "mls.all" else transformers.AutoModelForAudioClassification
+    theirs, info = auto.from_pretrained(output, output_loading_info=True)
+    assert not any(info.values())
+    waveform = tone("abc d", rng)
+    clip = transformers.AutoFeatureExtractor.from_pretrained(output)(
+        waveform.astype(np.float32) / 32768, sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = theirs.eval()(clip.input_values).logits[0]
+    ours = load_model(output)(waveform[None], np.array([len(waveform)], np.int32)).logits[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
