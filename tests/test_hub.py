@@ -10,6 +10,7 @@ from local_hub import OWNER, PREPROCESSOR, TINY, TOKEN, VOCABULARY, running_hub,
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
+from xtremes_jax.feature_extractors import read_preprocessor
 from xtremes_jax.models.weights import read_tensors
 
 
@@ -140,17 +141,17 @@ def test_read_config(tmp_path):
 
 
 def test_preprocessor_from_either_file(tmp_path):
-    assert hub.read_preprocessor(tmp_path) == {**PREPROCESSOR, "return_attention_mask": False}
+    assert read_preprocessor(tmp_path, TINY) == {**PREPROCESSOR, "return_attention_mask": False}
     write_json(tmp_path / "preprocessor_config.json", {"do_normalize": False, "feature_size": 1})
-    assert hub.read_preprocessor(tmp_path) == {
+    assert read_preprocessor(tmp_path, TINY) == {
         "do_normalize": False,
         "return_attention_mask": False,
         "sampling_rate": 16_000,
     }
     write_json(tmp_path / "processor_config.json", {"processor_class": "Wav2Vec2Processor"})
-    assert hub.read_preprocessor(tmp_path)["do_normalize"] is False
+    assert read_preprocessor(tmp_path, TINY)["do_normalize"] is False
     write_json(tmp_path / "processor_config.json", {"feature_extractor": PREPROCESSOR})
-    assert hub.read_preprocessor(tmp_path) == PREPROCESSOR
+    assert read_preprocessor(tmp_path, TINY) == PREPROCESSOR
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_preprocessor_from_either_file(tmp_path):
 def test_preprocessors_that_cannot_be_honoured(tmp_path, settings, message):
     write_json(tmp_path / "preprocessor_config.json", settings)
     with pytest.raises(InputError, match=message):
-        hub.read_preprocessor(tmp_path)
+        read_preprocessor(tmp_path, TINY)
 
 
 def test_tokenizers_that_cannot_be_used(tmp_path):

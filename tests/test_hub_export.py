@@ -9,6 +9,7 @@ import pytest
 from local_hub import PREPROCESSOR, TINY, make_tokenizer
 
 from xtremes_jax import hub
+from xtremes_jax.feature_extractors import read_preprocessor
 from xtremes_jax.models.weights import read_tensors
 
 
@@ -32,7 +33,7 @@ def test_tokenizer_survives_the_export(tmp_path, special, rng):
         assert again(text).input_ids == tokenizer(text).input_ids
     ids = rng.integers(0, len(tokenizer), 50)
     assert again.decode(ids) == tokenizer.decode(ids)
-    assert hub.read_preprocessor(tmp_path / "out") == PREPROCESSOR
+    assert read_preprocessor(tmp_path / "out", TINY) == PREPROCESSOR
     config = hub.read_config(tmp_path / "out")
     assert (config["vocab_size"], config["pad_token_id"]) == (len(tokenizer), 5)
 
@@ -80,11 +81,13 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor, Wav2Vec2CTCTokenizer
 from xtremes_jax import hub
+from xtremes_jax.feature_extractors import read_preprocessor
 out = Path(sys.argv[1])
 (out / "vocab.json").write_text('{"a": 0, "|": 1, "[UNK]": 2, "[PAD]": 3}')
 names = dict(unk_token="[UNK]", pad_token="[PAD]", bos_token=None, eos_token=None)
 tokenizer = Wav2Vec2CTCTokenizer(str(out / "vocab.json"), **names)
-settings = dict(config={"model_type": "wav2vec2"}, preprocessor=hub.read_preprocessor(out), model_card="")
+config = {"model_type": "wav2vec2"}
+settings = dict(config=config, preprocessor=read_preprocessor(out, config), model_card="")
 weights = np.ones((4, 2), np.float32)
 hub.export(out / "ctc", tensors={"lm_head.weight": weights}, tokenizer=tokenizer, id2label=None, **settings)
 labels = dict(enumerate("wxyz"))

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
     "planning": {"errors", "tasks"},
-    "hub": {"errors", "batch", "models"},
+    "feature_extractors": {"errors", "batch", "models"},
+    "hub": {"errors", "batch", "feature_extractors", "models"},
     "model_card": {"errors"},
 }
 """Room (or file) -> what it may import of this package besides itself. Entry points, not named here, import what they

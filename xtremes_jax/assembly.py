@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -163,7 +163,7 @@ def assemble(
         _tell_of_mismatch(report, start, training.do_train)
     network = outline(arguments, start, corpus, config, mesh, () if report is None else report.missing)
     if training.do_train:
-        _warn_of_frozen_randomness(arguments.model, start)
+        _warn_of_frozen_randomness(arguments.model, start, network.frozen)
     logger.info(
         "%s parameters, %s of them trained; %s; mesh %s; computing in %s",
         f"{parameter_count(params):,}",
@@ -250,10 +250,11 @@ def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool
     )
 
 
-def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint) -> None:
+def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint, names: Iterable[str]) -> None:
     """Says so when what was never trained is to stay as it is."""
+    front_end = model.freeze_feature_encoder and any(is_feature_encoder(name) for name in names)
     frozen = {
-        "--freeze_feature_encoder": ("convolutional front end", model.freeze_feature_encoder, start.directory),
+        "--freeze_feature_encoder": ("convolutional front end", front_end, start.directory),
         "--freeze_encoder": ("encoder", model.freeze_encoder, start.directory),
         "--freeze_decoder": ("decoder", model.freeze_decoder, start.decoder and start.decoder.directory),
     }

@@ -24,8 +24,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.errors import InputError
+from xtremes_jax.feature_extractors import write_processor
 from xtremes_jax.models.config import is_retrieval
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.families import FAMILIES
@@ -122,40 +122,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     return read_json_object(Path(directory) / "config.json")
 
 
-def read_preprocessor(directory: Path) -> dict[str, Any]:
-    """What a model wants done to its audio: `do_normalize`, `return_attention_mask` (bools), `sampling_rate` (Hz).
-
-    Read, as Transformers 5 does, from "feature_extractor" in processor_config.json, else from preprocessor_config.json;
-    what neither says has the default of `Wav2Vec2FeatureExtractor`.
-
-    Raises:
-        InputError: a file is damaged, asks for features other than the waveform, or for a rate other than 16 kHz.
-    """
-    processor, extractor = Path(directory) / "processor_config.json", Path(directory) / "preprocessor_config.json"
-    found: Any = read_json_object(processor).get("feature_extractor") if processor.is_file() else None
-    source = processor
-    if found is None:
-        source = extractor
-        found = read_json_object(extractor) if extractor.is_file() else {}
-    if not isinstance(found, dict):
-        raise InputError(f'{source}: "feature_extractor" must be a JSON object.')
-    kind = found.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
-    if kind != "Wav2Vec2FeatureExtractor":
-        raise InputError(
-            f"{source} asks for {shown(kind)}; only models that read the waveform (Wav2Vec2FeatureExtractor) are known."
-        )
-    settings = {"do_normalize": True, "return_attention_mask": False, "sampling_rate": SAMPLE_RATE}
-    settings.update({key: found[key] for key in settings if key in found})
-    for key in ("do_normalize", "return_attention_mask"):
-        if not isinstance(settings[key], bool):
-            raise InputError(f"{source}: {key} must be true or false, not {shown(settings[key])}.")
-    if settings["sampling_rate"] != SAMPLE_RATE:
-        raise InputError(
-            f"{source}: the model reads audio at {shown(settings['sampling_rate'])} Hz; only 16000 Hz is supported."
-        )
-    return settings
-
-
 def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
     """The CTC tokenizer in a model directory, from local files alone; None when there is no vocab.json.
 
@@ -226,7 +192,7 @@ def export(
         tensors: parameters by their Hugging Face names.
         config: content of config.json; `architectures`, the labels and the tokenizer's ids are filled in here.
         tokenizer: for CTC and translation.
-        preprocessor: `do_normalize`, `return_attention_mask`, `sampling_rate`, as `read_preprocessor` returns them.
+        preprocessor: settings of the feature extractor, as `feature_extractors.read_preprocessor` returns them.
         id2label: for classification, the names of the classes by id, 0 to N - 1; None for retrieval, where `config`
             says how many numbers an embedding has.
         model_card: text of README.md.
@@ -241,10 +207,10 @@ def export(
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=directory))
     try:
         if generation is None:
-            _write_processor(staging, tokenizer, preprocessor)
+            write_processor(staging, tokenizer, preprocessor, content)
         else:
             # One processor class for the two would tie them to a kind of tokenizer; `pipeline()` wants none.
-            _write_processor(staging, None, preprocessor)
+            write_processor(staging, None, preprocessor, content)
             tokenizer.save_pretrained(staging)
             _write_json(staging / "generation_config.json", generation)
         _write_json(staging / "config.json", content)
@@ -292,21 +258,6 @@ def _complete_config(
         rows = tensors[head].shape[0] if head in tensors else "no"
         raise ValueError(f"{head} has {rows} rows for {size} tokens or labels")
     return content
-
-
-def _write_processor(
-    directory: Path, tokenizer: "Wav2Vec2CTCTokenizer | None", preprocessor: Mapping[str, Any]
-) -> None:
-    """The feature extractor alone, and with a tokenizer the processor that joins the two; without PyTorch."""
-    from transformers import Wav2Vec2FeatureExtractor
-
-    extractor = Wav2Vec2FeatureExtractor(**preprocessor)
-    if tokenizer is not None:
-        from transformers import Wav2Vec2Processor
-
-        Wav2Vec2Processor(extractor, tokenizer).save_pretrained(directory)
-    # Read by Transformers before 5, and where there is no processor; 5 reads the processor's file first.
-    extractor.save_pretrained(directory)
 
 
 def push(

@@ -13,9 +13,9 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
-from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.data.subwords import first_token
 from xtremes_jax.errors import InputError
+from xtremes_jax.feature_extractors import new_preprocessor, read_preprocessor
 from xtremes_jax.models import (
     DECODER_PRESETS,
     PRESETS,
@@ -130,12 +130,10 @@ def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -
     config_name, source = model.config_name, model.model_name_or_path
     if source is not None:
         directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=weights)
-        return StartingPoint(source, directory, hub.read_config(directory), hub.read_preprocessor(directory))
+        config = hub.read_config(directory)
+        return StartingPoint(source, directory, config, read_preprocessor(directory, config))
     config = _shape(config_name, "--config_name", PRESETS)
-    # As published models have it: those with a group norm were trained without attention mask.
-    masked = config.get("feat_extract_norm", "group") == "layer"
-    preprocessor = {"do_normalize": True, "return_attention_mask": masked, "sampling_rate": SAMPLE_RATE}
-    return StartingPoint(config_name, None, config, preprocessor)
+    return StartingPoint(config_name, None, config, new_preprocessor(config))
 
 
 def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,21 @@
 Needs torch. Clips are compared one at a time: there PyTorch's padding plays no part, and here it never does.
 """
 
-import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.family_models import (
+    LENGTHS,
+    VARIANTS,
+    compare_gradients,
+    frames_of,
+    torch_logits,
+    torch_model,
+    variant,
+)
 from safetensors.numpy import save_file
 
 from xtremes_jax.errors import InputError
@@ -33,64 +41,8 @@ from xtremes_jax.models.wavlm import distance_buckets
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-LENGTHS = (3600, 2345, 1100)
-VARIANTS = {
-    "hubert-base": ("hubert", "group", {}),
-    "hubert-large": ("hubert", "layer", {}),
-    "hubert-batch-norm": ("hubert", "group", {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False}),
-    "wavlm-base": ("wavlm", "group", {"num_buckets": 12, "max_bucket_distance": 9}),
-    "wavlm-large": ("wavlm", "layer", {"num_buckets": 8, "max_bucket_distance": 5}),
-    "unispeech": ("unispeech", "layer", {}),
-    "unispeech-group": ("unispeech", "group", {}),
-    "unispeech-sat": ("unispeech-sat", "layer", {}),
-    "unispeech-sat-group": ("unispeech-sat", "group", {}),
-    "data2vec": (
-        "data2vec-audio", "layer",
-        {"do_stable_layer_norm": False, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5},
-    ),
-    "conformer-relative": ("wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 5}),
-    "conformer-rotary": (
-        "wav2vec2-conformer", "group",
-        {"do_stable_layer_norm": True, "conv_depthwise_kernel_size": 5, "position_embeddings_type": "rotary"},
-    ),
-    "conformer-none": (
-        "wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 3, "position_embeddings_type": "none"},
-    ),
-}  # fmt: skip
 HEADS = [("ctc", False), ("classification", False), ("classification", True)]
 AUTO = {"ctc": "AutoModelForCTC", "classification": "AutoModelForAudioClassification"}
-
-
-@pytest.fixture
-def variant(tiny_config):
-    """`variant(name, head, **changes)`: the tiny configuration of a line of `VARIANTS`."""
-
-    def make(name, head="ctc", **changes):
-        model_type, layout, own = VARIANTS[name]
-        base = tiny_config(layout, head)
-        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-        # Rotary positions turn pairs of features: heads of an even width.
-        return FAMILIES[model_type].config(**(fields | own | {"num_attention_heads": 2} | changes))
-
-    return make
-
-
-def torch_model(config, params):
-    """The same model in PyTorch, in evaluation mode; every tensor has its place."""
-    ending = {"ctc": "ForCTC", "classification": "ForSequenceClassification"}[config.head]
-    fields = config.to_huggingface()
-    built = getattr(transformers, f"{config.architecture}{ending}")(transformers.AutoConfig.for_model(**fields)).eval()
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in to_huggingface(params, config).items()}
-    built.load_state_dict(tensors, strict=True)
-    return built
-
-
-def torch_logits(model, audio):
-    """Logits of each clip, which is normalised alone."""
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
-    for row, length in enumerate(LENGTHS):
-        clip = audio[row, :length].astype(np.float32) / 32768
-        yield model(extractor(clip, sampling_rate=16_000, return_tensors="pt").input_values).logits[0]
 
 
 def test_every_family_has_a_variant():
@@ -99,7 +51,7 @@ def test_every_family_has_a_variant():
 
 @pytest.mark.parametrize(("head", "weighted"), HEADS, ids=["ctc", "classification", "weighted"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_and_gradients(name, head, weighted, variant, random_params, ragged_audio, rng):
+def test_logits_and_gradients(name, head, weighted, random_params, ragged_audio, rng):
     config = variant(name, head, use_weighted_layer_sum=weighted)
     params = random_params(config, rng)
     audio = ragged_audio(rng, LENGTHS)
@@ -109,33 +61,20 @@ def test_logits_and_gradients(name, head, weighted, variant, random_params, ragg
     if head == "ctc":
         weights[np.arange(max(frames)) >= np.array(frames)[:, None]] = 0
     graphdef, _ = split_params(abstract_model(config))
+    lengths, frames_of_clips = np.array(LENGTHS, np.int32), frames_of(config, audio)
 
     def loss(params):
-        logits = merge(graphdef, params)(audio, np.array(LENGTHS, np.int32)).logits
+        logits = merge(graphdef, params)(audio, lengths, frames=frames_of_clips).logits
         return jnp.sum(logits * weights), logits
 
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
     model = torch_model(config, params)
-    theirs = list(torch_logits(model, audio))
+    theirs = list(torch_logits(model, config, audio))
     for row, expected in enumerate(theirs):
         ours = logits[row][: len(expected)] if head == "ctc" else logits[row]
         np.testing.assert_allclose(ours, expected.detach(), atol=1e-4)
     sum((ours * torch.from_numpy(w[: len(ours)])).sum() for ours, w in zip(theirs, weights, strict=True)).backward()
     compare_gradients(to_huggingface(gradients, config), model)
-
-
-def compare_gradients(ours, model):
-    """Checks every parameter's gradient to 1e-3 of its largest element."""
-    theirs = {
-        name: np.zeros(value.shape, np.float32) if value.grad is None else value.grad.numpy()
-        for name, value in model.named_parameters()
-    }
-    assert theirs.keys() <= ours.keys()
-    largest = max(np.abs(gradient).max() for gradient in theirs.values())
-    for name, expected in theirs.items():
-        # The second term is for gradients that are 0 but for rounding (the bias of the keys).
-        bound = 1e-3 * np.abs(expected).max() + 1e-6 * largest
-        assert np.abs(ours[name] - expected).max() <= bound, name
 
 
 VECTORS = (
@@ -146,20 +85,20 @@ VECTORS = (
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_num_parameters_are_the_elements_of_the_models_matrices(name, variant):
+def test_num_parameters_are_the_elements_of_the_models_matrices(name):
     config = variant(name, "classification")
     sizes = {key: leaf.size for key, leaf in flatten_params(split_params(abstract_model(config))[1]).items()}
     assert config.num_parameters == sum(size for key, size in sizes.items() if key.rpartition(".")[2] not in VECTORS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_without_masking_the_exported_tensors_are_transformers(name, variant, random_params, rng):
+def test_without_masking_the_exported_tensors_are_transformers(name, random_params, rng):
     config = variant(name, mask_time_prob=0.0, mask_feature_prob=0.0)
     torch_model(config, random_params(config, rng))  # strict
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_padding_never_changes_a_clip(name, variant, random_params, ragged_audio, rng):
+def test_padding_never_changes_a_clip(name, random_params, ragged_audio, rng):
     config = variant(name)
     params = random_params(config, rng)
     audio = ragged_audio(rng, LENGTHS)
@@ -176,9 +115,7 @@ def test_padding_never_changes_a_clip(name, variant, random_params, ragged_audio
 
 @pytest.mark.parametrize("head", ["ctc", "classification"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_an_exported_directory_reloads_in_transformers_and_here(
-    name, head, variant, random_params, ragged_audio, rng, tmp_path
-):
+def test_an_exported_directory_reloads_in_transformers_and_here(name, head, random_params, ragged_audio, rng, tmp_path):
     config = variant(name, head, num_labels=2)
     params = random_params(config, rng)
     written = config.to_huggingface()
@@ -192,13 +129,14 @@ def test_an_exported_directory_reloads_in_transformers_and_here(
     graphdef, _ = split_params(abstract_model(config))
     back, report = from_huggingface(tensors, config)
     assert report.missing == report.unexpected == ()
-    ours = jax.jit(lambda params: merge(graphdef, params)(audio, np.array(LENGTHS, np.int32)).logits)(back)
-    for row, theirs in enumerate(torch_logits(model.eval(), audio)):
+    frames, lengths = frames_of(config, audio), np.array(LENGTHS, np.int32)
+    ours = jax.jit(lambda params: merge(graphdef, params)(audio, lengths, frames=frames).logits)(back)
+    for row, theirs in enumerate(torch_logits(model.eval(), config, audio)):
         np.testing.assert_allclose(ours[row][: len(theirs)], theirs.detach(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_model_saved_by_transformers_loads(name, variant):
+def test_a_model_saved_by_transformers_loads(name):
     config = variant(name, "classification")
     ending = "ForSequenceClassification"
     fields = config.to_huggingface()
@@ -214,7 +152,7 @@ def test_a_model_saved_by_transformers_loads(name, variant):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_new_parameters_are_spread_as_in_transformers(name, variant):
+def test_new_parameters_are_spread_as_in_transformers(name):
     wide = dict(conv_dim=(32,) * 4, hidden_size=48, intermediate_size=96, num_attention_heads=4)
     config = variant(name, "classification", **wide)
     ours = to_huggingface(split_params(build_model(config, seed=5))[1], config)
@@ -234,7 +172,7 @@ def test_new_parameters_are_spread_as_in_transformers(name, variant):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_decay_groups_are_the_trainers(name, variant):
+def test_decay_groups_are_the_trainers(name):
     from transformers.trainer import Trainer
 
     config = variant(name, "classification", use_weighted_layer_sum=True)
@@ -249,11 +187,11 @@ def test_decay_groups_are_the_trainers(name, variant):
     assert ours & dict(model.named_parameters()).keys() == theirs - unused
 
 
-def test_regularisation_draws_in_every_family(variant, random_params, ragged_audio, rng):
+def test_regularisation_draws_in_every_family(random_params, ragged_audio, rng):
     from xtremes_jax.models import Randomness
 
     rates = dict(hidden_dropout=0.3, activation_dropout=0.3, attention_dropout=0.3, layerdrop=0.3, mask_time_prob=0.5)
-    for name in ("wavlm-large", "data2vec", "conformer-relative", "conformer-rotary"):
+    for name in ("wavlm-large", "data2vec", "conformer-relative", "conformer-rotary", "bert"):
         config = variant(name, **rates)
         params = random_params(config, rng)
         audio = ragged_audio(rng, LENGTHS)
@@ -298,6 +236,12 @@ def test_distances_are_laid_out(frames, rng):
         ("wav2vec2-conformer", {"conformer_conv_dropout": 1.0}, "conformer_conv_dropout is 1.0"),
         ("hubert", {"conv_pos_batch_norm": "yes"}, "conv_pos_batch_norm is 'yes'"),
         ("data2vec-audio", {"conv_pos_kernel_size": 0}, "conv_pos_kernel_size is 0"),
+        ("wav2vec2-bert", {"feature_projection_input_dim": 80}, "feature_projection_input_dim is 80"),
+        ("wav2vec2-bert", {"position_embeddings_type": "shaw"}, "position_embeddings_type is 'shaw'"),
+        ("wav2vec2-bert", {"adapter_act": "tanh"}, "adapter_act is 'tanh'"),
+        ("wav2vec2-bert", {"use_intermediate_ffn_before_adapter": True}, "Set both or neither"),
+        ("wav2vec2-bert", {"add_adapter": True, "adapter_stride": 4}, "Make the halves equal"),
+        ("wav2vec2-bert", {"add_adapter": True, "output_hidden_size": 100}, "does not divide output_hidden_size"),
         ("whisper", {}, r"model_type 'whisper'.*'hubert' \(HuBERT\)"),
         (["hubert"], {}, r"model_type \['hubert'\]"),
     ],

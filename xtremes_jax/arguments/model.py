@@ -20,8 +20,8 @@ class ModelArguments:
     )
     config_name: str | None = flag(
         None,
-        "Start from random weights in this shape: a preset (tiny, small, base, xls_r_300m, xls_r_1b, xls_r_2b) or the "
-        "path of a config.json (ours: in Transformers' scripts it only replaces the configuration).",
+        "Start from random weights in this shape: a preset (tiny, small, base, xls_r_300m, xls_r_1b, xls_r_2b, "
+        "w2v_bert_2) or the path of a config.json (ours: in Transformers' scripts it only replaces the configuration).",
     )
     decoder_name_or_path: str | None = flag(
         None,

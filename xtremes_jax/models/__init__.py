@@ -5,7 +5,7 @@ from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
-from xtremes_jax.models.families import FAMILIES, config_from_huggingface
+from xtremes_jax.models.families import FAMILIES, config_class_of, config_from_huggingface
 from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
 from xtremes_jax.models.generation_config import GenerationConfig
 from xtremes_jax.models.masking import Randomness
@@ -46,6 +46,7 @@ __all__ = [
     "TranslationOutput",
     "abstract_model",
     "build_model",
+    "config_class_of",
     "config_from_huggingface",
     "decays",
     "decode_ctc",

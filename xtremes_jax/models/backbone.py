@@ -12,7 +12,7 @@ from xtremes_jax.models.adapter import Adapter
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.encoder import Encoder
 from xtremes_jax.models.frontend import FeatureExtractor, FeatureProjection, prepare_waveform
-from xtremes_jax.models.masking import FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
+from xtremes_jax.models.masking import ADAPTER, FEATURE_MASK, TIME_MASK, Randomness, fold, spec_augment_mask
 from xtremes_jax.models.products import spread
 
 HostOrDevice = np.ndarray | Array
@@ -27,21 +27,28 @@ class Backbone(nnx.Module):
 
     projection_kind = FeatureProjection
     encoder_kind = Encoder
+    adapter_kind = Adapter
 
     def __init__(self, config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
         self.config = config
-        self.feature_extractor = FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
+        self.dtype = dtype
+        self.feature_extractor = self.front_end(config, dtype=dtype, remat=remat, rngs=rngs)
         self.feature_projection = self.projection_kind(config, dtype=dtype, rngs=rngs)
         self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.hidden_size,), jnp.float32))
         self.encoder = self.encoder_kind(config, dtype=dtype, remat=remat, rngs=rngs)
-        self.adapter = Adapter(config, dtype=dtype, rngs=rngs) if config.add_adapter else None
+        self.adapter = self.adapter_kind(config, dtype=dtype, rngs=rngs) if config.add_adapter else None
+
+    @staticmethod
+    def front_end(config: ModelConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs) -> nnx.Module | None:
+        """What makes frames of waveforms; None where that needs no parameters."""
+        return FeatureExtractor(config, dtype=dtype, remat=remat != "none", rngs=rngs)
 
     def extract_frames(
         self,
         audio: Int16[Array, "batch samples"] | Float[Array, "batch samples"],
         audio_lengths: Int[Array, " batch"] | None,
     ) -> Float[Array, "batch frames channels"]:
-        """What the convolutional front end makes of raw audio: nothing random comes before, so a frozen one makes the
+        """What the front end makes of raw audio: nothing random comes before, so a frozen one makes the
         same of a clip every time."""
         waveform = prepare_waveform(audio, audio_lengths, normalize=self.config.normalize_waveform)
         return self.feature_extractor(waveform, audio_lengths)
@@ -61,13 +68,13 @@ class Backbone(nnx.Module):
             randomness: keys of a training step; None means evaluation.
             layer_weights: weights of the first layer's input and of every layer's output.
         """
-        x = frames.astype(self.feature_extractor.dtype)
+        x = frames.astype(self.dtype)
         lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
         x = self.feature_projection(x, randomness)
         x = self._spec_augment(x, lengths, randomness)
         last, mixed = self.encoder(x, lengths, randomness, layer_weights)
         if self.adapter is not None:
-            last = self.adapter(last, lengths)
+            last = self.adapter(last, lengths, fold(randomness, ADAPTER))
             lengths = None if audio_lengths is None else self.config.num_output_frames(audio_lengths)
         return (last if mixed is None else mixed), lengths
 

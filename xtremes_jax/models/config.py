@@ -56,6 +56,10 @@ class ModelConfig:
     """Fields of this class that the family's configuration in Transformers does not have: they keep their defaults."""
     unsupported: ClassVar[tuple[str, ...]] = ("adapter_attn_dim", "position_embeddings_type", "quantization_config")
     """Fields of a `config.json` that stand for parts which are not implemented here."""
+    feature_extractor: ClassVar[str] = "Wav2Vec2FeatureExtractor"
+    """Transformers' class of what prepares audio for the family."""
+    processor: ClassVar[str] = "Wav2Vec2Processor"
+    """Transformers' class that joins it with a tokenizer."""
 
     # The convolutional front end: waveform -> frames (50 a second with the default strides).
     conv_dim: tuple[int, ...] = (512,) * 7
@@ -183,7 +187,9 @@ class ModelConfig:
             head = next((heads[name] for name in _architectures(config) if name in heads), None)
         known = {field.name for field in dataclasses.fields(cls)} - {*_NOT_STORED_BY_TRANSFORMERS, *cls.lacking}
         fields = {name: value for name, value in config.items() if name in known and value is not None}
-        if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get("hidden_size", 768):
+        if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get(
+            "hidden_size", cls.hidden_size
+        ):
             fields.pop("output_hidden_size", None)
         fields["num_labels"] = _count_labels(config)
         if is_retrieval(config):
@@ -215,7 +221,8 @@ class ModelConfig:
                 written[field.name] = list(value) if isinstance(value, tuple) else value
         if "output_hidden_size" in written:
             written["output_hidden_size"] = self.output_width
-        written["num_feat_extract_layers"] = len(self.conv_dim)
+        if "conv_dim" in written:
+            written["num_feat_extract_layers"] = len(self.conv_dim)
         if self.head == "classification":
             written["id2label"] = {str(index): name for index, name in enumerate(names)}
             written["label2id"] = {name: index for index, name in enumerate(names)}
@@ -258,16 +265,24 @@ class ModelConfig:
     def num_parameters(self) -> int:
         """Elements of all matrices and kernels: the model's parameters but for biases, norms and other vectors."""
         width, out = self.hidden_size, self.output_width
-        inputs = (1, *self.conv_dim[:-1])
-        count = sum(i * o * k for i, o, k in zip(inputs, self.conv_dim, self.conv_kernel, strict=True))
-        count += self.conv_dim[-1] * width
-        count += self.num_positional
+        count = self.num_convolutional + self.conv_dim[-1] * width + self.num_positional
         count += self.num_hidden_layers * self.num_of_layer
         if self.add_adapter:
-            count += self.num_adapter_layers * self.adapter_kernel_size * 2 * out * out + width * out * (width != out)
+            count += self.num_adapter_layers * self.num_of_adapter_layer + width * out * (width != out)
         if self.head == "ctc":
             return count + out * self.vocab_size
         return count + (width + self.num_labels) * self.classifier_proj_size * (self.head is not None)
+
+    @property
+    def num_convolutional(self) -> int:
+        """Elements of the kernels of the front end."""
+        inputs = (1, *self.conv_dim[:-1])
+        return sum(i * o * k for i, o, k in zip(inputs, self.conv_dim, self.conv_kernel, strict=True))
+
+    @property
+    def num_of_adapter_layer(self) -> int:
+        """Elements of the kernels of one layer of the adapter."""
+        return self.adapter_kernel_size * 2 * self.output_width**2
 
     @property
     def num_of_layer(self) -> int:

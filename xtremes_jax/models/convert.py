@@ -36,7 +36,14 @@ PRETRAINING_LEFTOVERS = (
 )  # fmt: skip
 BATCHES_SEEN = ".num_batches_tracked"
 """Ending of the tensors in which PyTorch's batch norms count, and which nothing reads."""
-_BACKBONE_PARTS = ("feature_extractor", "feature_projection", "masked_spec_embed", "encoder", "adapter")
+_BACKBONE_PARTS = (
+    "feature_extractor",
+    "feature_projection",
+    "masked_spec_embed",
+    "encoder",
+    "adapter",
+    "intermediate_ffn",
+)
 IN_TRANSLATION = "encoder"
 """Root of the encoder's names in a translation model, whatever its family."""
 

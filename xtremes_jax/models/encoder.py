@@ -28,12 +28,20 @@ from xtremes_jax.models.stacked import check_remat, layer_function, stack
 
 
 class FeedForward(nnx.Module):
-    """Two linear maps with an activation between them."""
+    """Two linear maps with an activation between them.
 
-    def __init__(self, config: ModelConfig, *, dtype: Any, rngs: nnx.Rngs):
+    Args:
+        config: of the model.
+        width: of input and output; by default the encoder's.
+        activation: by default `hidden_act`.
+    """
+
+    def __init__(self, config: ModelConfig, *, width: int = 0, activation: str = "", dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.intermediate_dense = linear(config, config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
-        self.output_dense = linear(config, config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.activation = activation or config.hidden_act
+        width = width or config.hidden_size
+        self.intermediate_dense = linear(config, width, config.intermediate_size, dtype=dtype, rngs=rngs)
+        self.output_dense = linear(config, config.intermediate_size, width, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch frames features"], randomness: Randomness | None
@@ -41,7 +49,7 @@ class FeedForward(nnx.Module):
         """Each frame by itself; `activation_dropout` inside and `hidden_dropout` after."""
 
         def map_back(x: Array) -> Array:
-            x = activate(self.config.hidden_act, x)
+            x = activate(self.activation, x)
             x = dropout(x, self.config.activation_dropout, fold(randomness, LAYER_ACTIVATION))
             return self.output_dense(x)
 
@@ -121,7 +129,8 @@ class Encoder(nnx.Module):
             x = self.layer_norm(x)
         x = dropout(x, self.config.hidden_dropout, fold(randomness, POSITION_DROPOUT))
         x, mixed = self._scan_layers(x, lengths, randomness, layer_weights)
-        return (self.layer_norm(x) if self.config.do_stable_layer_norm else x), mixed
+        is_last = self.config.do_stable_layer_norm and self.layer_norm is not None
+        return (self.layer_norm(x) if is_last else x), mixed
 
     def add_positions(
         self, x: Float[Array, "batch frames features"], valid: Bool[Array, "batch frames 1"] | None

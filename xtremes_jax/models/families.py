@@ -8,6 +8,7 @@ import numpy as np
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import data2vec, hubert, unispeech, wavlm
+from xtremes_jax.models import wav2vec2_bert as bert
 from xtremes_jax.models import wav2vec2_conformer as conformer
 from xtremes_jax.models.backbone import Backbone
 from xtremes_jax.models.config import Head, ModelConfig
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
         Family(unispeech.UniSpeechSatConfig, Backbone),
         Family(data2vec.Data2VecAudioConfig, data2vec.Data2VecAudio, data2vec.TABLE),
         Family(conformer.Wav2Vec2ConformerConfig, conformer.Wav2Vec2Conformer, conformer.TABLE, conformer.constants),
+        Family(bert.Wav2Vec2BertConfig, bert.Wav2Vec2Bert, bert.TABLE),
     )
 }
 """All of them. To add one: a file with its configuration, its modules and its table, and a line here."""
@@ -45,6 +47,17 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: ModelConfig) -> Family:
     """The family that a configuration belongs to."""
     return FAMILIES[config.model_type]
+
+
+def config_class_of(config: Mapping[str, Any]) -> type[ModelConfig]:
+    """The class of the configuration of the speech encoder that a `config.json` describes, alone or with a decoder.
+
+    Where it names no family that is known, that of wav2vec 2.0: what cannot be loaded is refused where it is read.
+    """
+    speech = config.get("encoder", config)
+    model_type = speech.get("model_type") if isinstance(speech, Mapping) else None
+    is_known = isinstance(model_type, str) and model_type in FAMILIES
+    return FAMILIES[model_type].config if is_known else ModelConfig
 
 
 def config_from_huggingface(

@@ -3,6 +3,7 @@
 import dataclasses
 
 from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.wav2vec2_bert import Wav2Vec2BertConfig
 
 _BASE = ModelConfig()
 _XLS_R_300M = dataclasses.replace(
@@ -42,8 +43,9 @@ PRESETS: dict[str, ModelConfig] = {
     "xls_r_300m": _XLS_R_300M,
     "xls_r_1b": dataclasses.replace(_XLS_R_300M, hidden_size=1280, num_hidden_layers=48, intermediate_size=5120),
     "xls_r_2b": dataclasses.replace(_XLS_R_300M, hidden_size=1920, num_hidden_layers=48, intermediate_size=7680),
+    "w2v_bert_2": Wav2Vec2BertConfig(),
 }
-"""`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R; `tiny` (for tests) and `small` (for small corpora, from random
+"""`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R, `w2v_bert_2` is w2v-BERT 2.0; `tiny` (for tests) and `small` (for small corpora, from random
 weights) are laid out as XLS-R and never published. None has a head yet: `dataclasses.replace(PRESETS[name],
 head="ctc", ...)`.
 """

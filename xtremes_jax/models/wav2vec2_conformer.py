@@ -37,7 +37,6 @@ from xtremes_jax.models.products import multiply
 from xtremes_jax.models.relative import by_distance
 from xtremes_jax.models.tables import BACKBONE
 
-POSITIONS = ("relative", "rotary")
 _KIND = "position_embeddings_type"
 
 
@@ -51,6 +50,8 @@ class Wav2Vec2ConformerConfig(ModelConfig):
     root: ClassVar[str] = "wav2vec2_conformer"
     lacking: ClassVar[tuple[str, ...]] = ("do_stable_layer_norm",)
     unsupported: ClassVar[tuple[str, ...]] = ("quantization_config",)
+    positions: ClassVar[tuple[str, ...]] = ("relative", "rotary")
+    """Values of `position_embeddings_type` beside `none`."""
 
     do_stable_layer_norm: bool = True
     """Always true: the encoder's norm comes after the last layer."""
@@ -67,10 +68,10 @@ class Wav2Vec2ConformerConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.position_embeddings_type not in (*POSITIONS, "none"):
+        if self.position_embeddings_type not in (*self.positions, "none"):
             raise InputError(
                 f"position_embeddings_type is {shown(self.position_embeddings_type)}; known are "
-                f"{', '.join(POSITIONS)} and null."
+                f"{', '.join(self.positions)} and null."
             )
         if self.conv_depthwise_kernel_size % 2 == 0:
             raise InputError(f"conv_depthwise_kernel_size is {self.conv_depthwise_kernel_size}; it must be odd.")
@@ -79,6 +80,11 @@ class Wav2Vec2ConformerConfig(ModelConfig):
         width = self.hidden_size // self.num_attention_heads
         if self.position_embeddings_type == "rotary" and width % 2:
             raise InputError(f"Rotary positions need heads of an even width, not {width}.")
+
+    @property
+    def inner_norm_eps(self) -> float:
+        """Epsilon of the norms in layers: PyTorch's default, whatever `layer_norm_eps` says."""
+        return CONV_NORM_EPS
 
     @property
     def num_of_layer(self) -> int:
@@ -100,12 +106,18 @@ class Wav2Vec2ConformerConfig(ModelConfig):
 
 
 class ConformerAttention(nnx.Module):
-    """Self-attention with relative or rotary positions, or none."""
+    """Self-attention with relative or rotary positions, or none.
 
-    def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs):
+    Args:
+        config: of the model.
+        width: of the frames; by default the encoder's.
+        kind: of positions; by default those of the configuration.
+    """
+
+    def __init__(self, config: Wav2Vec2ConformerConfig, *, width: int = 0, kind: str = "", dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.kind = config.position_embeddings_type
-        width, heads = config.hidden_size, config.num_attention_heads
+        self.kind = kind or config.position_embeddings_type
+        width, heads = width or config.hidden_size, config.num_attention_heads
         for name in ("linear_q", "linear_k", "linear_v", "linear_out"):
             setattr(self, name, linear(config, width, width, dtype=dtype, rngs=rngs))
         if self.kind == "relative":
@@ -128,19 +140,20 @@ class ConformerAttention(nnx.Module):
         seen = x if self.kind != "rotary" else rotate(x.reshape(heads), *places).reshape(x.shape)
         query = self.linear_q(seen).reshape(heads)
         key, value = self.linear_k(seen).reshape(heads), self.linear_v(x).reshape(heads)
-        bias = None
+        bias = self.bias(query, places)
         if self.kind == "relative":
-            bias = self._bias(query, places)
             query = query + self.pos_bias_u[...].astype(query.dtype)
         mixed = attend(
             query, key, value, lengths, bias=bias, dropout_rate=self.config.attention_dropout, randomness=randomness
         )
         return self.linear_out(mixed.reshape(x.shape))
 
-    def _bias(
-        self, query: Float[Array, "batch frames heads head_features"], places: Float[Array, "distances features"]
-    ) -> Float[Array, "batch heads frames frames"]:
-        """What each query scores every frame with for its distance alone, in float32."""
+    def bias(
+        self, query: Float[Array, "batch frames heads head_features"], places: Any
+    ) -> Float[Array, "batch heads frames frames"] | None:
+        """What each query scores every frame with for its distance alone, in float32; None where that is nothing."""
+        if self.kind != "relative":
+            return None
         waves = multiply(places.astype(query.dtype), self.linear_pos[...], query.dtype)
         waves = waves.reshape(waves.shape[0], *query.shape[2:])
         asked = (query + self.pos_bias_v[...].astype(query.dtype)) * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
@@ -161,15 +174,26 @@ def rotate(
 class ConvolutionModule(nnx.Module):
     """Norm, gated linear unit, convolution of each channel by itself, batch norm, activation, linear map."""
 
+    is_causal = False
+    inner_norm = "batch_norm"
+    """Name of the norm behind the convolution."""
+
+    @staticmethod
+    def inner_norm_kind(config: Wav2Vec2ConformerConfig) -> nnx.Module:
+        """That norm."""
+        return BatchNorm(config.hidden_size)
+
     def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
         width = config.hidden_size
         normal = jax.nn.initializers.normal((2.0 / width) ** 0.5)
-        self.layer_norm = LayerNorm(width, epsilon=CONV_NORM_EPS)
+        self.layer_norm = LayerNorm(width, epsilon=config.inner_norm_eps)
         self.pointwise_conv1 = nnx.Param(normal(rngs.params(), (width, 2 * width), jnp.float32))
-        self.depthwise_conv = DepthwiseConvolution(width, config.conv_depthwise_kernel_size, dtype=dtype, rngs=rngs)
-        self.batch_norm = BatchNorm(width)
+        self.depthwise_conv = DepthwiseConvolution(
+            width, config.conv_depthwise_kernel_size, is_causal=self.is_causal, dtype=dtype, rngs=rngs
+        )
+        setattr(self, self.inner_norm, self.inner_norm_kind(config))
         self.pointwise_conv2 = nnx.Param(normal(rngs.params(), (width, width), jnp.float32))
 
     def __call__(
@@ -181,21 +205,25 @@ class ConvolutionModule(nnx.Module):
         """Mixes neighbouring frames; those that are not valid are the zeros that a clip's ends are padded with."""
         kept, gate = jnp.split(multiply(self.layer_norm(x), self.pointwise_conv1[...], self.dtype), 2, axis=-1)
         x = self.depthwise_conv(zero_unless(valid, kept * jax.nn.sigmoid(gate)))
-        x = multiply(activate(self.config.hidden_act, self.batch_norm(x)), self.pointwise_conv2[...], self.dtype)
+        x = activate(self.config.hidden_act, getattr(self, self.inner_norm)(x))
+        x = multiply(x, self.pointwise_conv2[...], self.dtype)
         return dropout(x, self.config.conformer_conv_dropout, fold(randomness, LAYER_CONVOLUTION))
 
 
 class ConformerLayer(nnx.Module):
     """Half a feed-forward block, attention, convolution, the other half; a norm before each and after all."""
 
+    attention_kind = ConformerAttention
+    convolution_kind = ConvolutionModule
+
     def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         width = config.hidden_size
         for name in ("ffn1", "self_attn", "ffn2", "final"):
-            setattr(self, f"{name}_layer_norm", LayerNorm(width, epsilon=CONV_NORM_EPS))
+            setattr(self, f"{name}_layer_norm", LayerNorm(width, epsilon=config.inner_norm_eps))
         self.ffn1 = FeedForward(config, dtype=dtype, rngs=rngs)
-        self.self_attn = ConformerAttention(config, dtype=dtype, rngs=rngs)
-        self.conv_module = ConvolutionModule(config, dtype=dtype, rngs=rngs)
+        self.self_attn = self.attention_kind(config, dtype=dtype, rngs=rngs)
+        self.conv_module = self.convolution_kind(config, dtype=dtype, rngs=rngs)
         self.ffn2 = FeedForward(config, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -215,21 +243,10 @@ class ConformerLayer(nnx.Module):
         return self.final_layer_norm(x + 0.5 * self.ffn2(self.ffn2_layer_norm(x), randomness))
 
 
-class Unused(nnx.Module):
-    """Parts that Transformers' model stores and never uses."""
-
-    def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.pos_conv_embed = PositionalConvolution(config, dtype=dtype, rngs=rngs)
-
-
-class ConformerEncoder(Encoder):
-    """Conformer layers and a norm behind them. What tells places is in the layers, not in a convolution before them."""
+class LayersAlone(Encoder):
+    """Conformer layers. What tells places is in them, not in a convolution before them."""
 
     layer_kind = ConformerLayer
-
-    def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, remat=remat, rngs=rngs)
-        self.unused = Unused(config, dtype=dtype, rngs=rngs)
 
     @staticmethod
     def positions_kind(config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs) -> None:
@@ -251,6 +268,21 @@ class ConformerEncoder(Encoder):
             angles = jnp.arange(num_frames, dtype=jnp.float32)[:, None] * _speeds(config)
             return jnp.cos(angles), jnp.sin(angles)
         return None
+
+
+class Unused(nnx.Module):
+    """Parts that Transformers' model stores and never uses."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.pos_conv_embed = PositionalConvolution(config, dtype=dtype, rngs=rngs)
+
+
+class ConformerEncoder(LayersAlone):
+    """Conformer layers and a norm behind them."""
+
+    def __init__(self, config: Wav2Vec2ConformerConfig, *, dtype: Any, remat: str, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, remat=remat, rngs=rngs)
+        self.unused = Unused(config, dtype=dtype, rngs=rngs)
 
 
 def _speeds(config: Wav2Vec2ConformerConfig) -> Float[np.ndarray, " half"]:
