@@ -46,7 +46,7 @@ def test_what_a_model_does_not_read_is_refused(tmp_path, config, settings, messa
 def export(directory, model, **what):
     tensors = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     common = {"config": SHAPE, "preprocessor": SETTINGS, "model_card": "# card\n"}
-    hub.export(directory, tensors=tensors, **{"tokenizer": None, "id2label": None}, **common | what)
+    hub.export(directory, tensors=tensors, **{"tokenizer": None, "id2label": None} | common | what)
 
 
 def test_transformers_recognises_with_an_exported_model(tmp_path, rng):

@@ -35,8 +35,8 @@ ADAPTERS = {
 }
 
 
-def adapted(name, head="ctc"):
-    return variant("bert", head, add_adapter=True, **ADAPTERS[name])
+def adapted(name):
+    return variant("bert", "ctc", add_adapter=True, num_labels=2, **ADAPTERS[name])
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -187,9 +187,8 @@ class ModelConfig:
             head = next((heads[name] for name in _architectures(config) if name in heads), None)
         known = {field.name for field in dataclasses.fields(cls)} - {*_NOT_STORED_BY_TRANSFORMERS, *cls.lacking}
         fields = {name: value for name, value in config.items() if name in known and value is not None}
-        if not fields.get("add_adapter") or fields.get("output_hidden_size") == fields.get(
-            "hidden_size", cls.hidden_size
-        ):
+        width = fields.get("hidden_size", cls.hidden_size)
+        if not fields.get("add_adapter") or fields.get("output_hidden_size") == width:
             fields.pop("output_hidden_size", None)
         fields["num_labels"] = _count_labels(config)
         if is_retrieval(config):

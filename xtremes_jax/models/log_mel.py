@@ -72,8 +72,8 @@ def log_mel(
 def _log_energies(samples: Float[Array, "batch samples"]) -> Float[Array, "batch frames bins"]:
     """Of every frame that lies within the array; samples are on the scale of 16-bit integers.
 
-    A loud tone must not drown in rounding what is soft beside it: pre-emphasis is exact on whole numbers, in hundredths,
-    and the spectrum is summed up by parts of a frame. The first sample, which has no predecessor, meets a window of 0.
+    What is soft must not drown in the rounding of a loud tone beside it: pre-emphasis is exact on whole numbers, in
+    hundredths. A frame's first sample, which is to have no predecessor in it, meets a window of 0.
     """
     batch, length = samples.shape
     frames = (length - WINDOW) // STEP + 1

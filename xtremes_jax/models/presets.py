@@ -45,7 +45,7 @@ PRESETS: dict[str, ModelConfig] = {
     "xls_r_2b": dataclasses.replace(_XLS_R_300M, hidden_size=1920, num_hidden_layers=48, intermediate_size=7680),
     "w2v_bert_2": Wav2Vec2BertConfig(),
 }
-"""`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R, `w2v_bert_2` is w2v-BERT 2.0; `tiny` (for tests) and `small` (for small corpora, from random
-weights) are laid out as XLS-R and never published. None has a head yet: `dataclasses.replace(PRESETS[name],
-head="ctc", ...)`.
+"""`base` is wav2vec 2.0 Base, `xls_r_*` are XLS-R, `w2v_bert_2` is w2v-BERT 2.0; `tiny` (for tests) and `small` (for
+small corpora, from random weights) are laid out as XLS-R and never published. None has a head yet:
+`dataclasses.replace(PRESETS[name], head="ctc", ...)`.
 """

@@ -344,8 +344,8 @@ TABLE: tuple[Rule, ...] = (
             *(norm(f"{name}_layer_norm") for name in ("residual", "self_attn", "ffn")),
             *(
                 (
-                    Rule(f"{name}_conv.kernel", f"{name}_conv.weight", CONV),
-                    Rule(f"{name}_conv.bias", f"{name}_conv.bias"),
+                    Rule(f"{name}.kernel", f"{name}.weight", CONV),
+                    Rule(f"{name}.bias", f"{name}.bias"),
                 )
                 for name in ("residual_conv", "self_attn_conv")
             ),
