@@ -11,9 +11,13 @@ from xtremes_jax import load_model, train
 from xtremes_jax.models import merge
 
 FAMILIES = {
-    "wavlm": ("mls.all", {"num_buckets": 16, "max_bucket_distance": 20}),
-    "wav2vec2-conformer": ("minds14.all", {"conv_depthwise_kernel_size": 5}),
-    "wav2vec2-bert": ("mls.all", {"conv_depthwise_kernel_size": 5, "left_max_position_embeddings": 6}),
+    "wavlm": ("mls.all", {"num_buckets": 16, "max_bucket_distance": 20}, {}),
+    "wav2vec2-conformer": ("minds14.all", {"conv_depthwise_kernel_size": 5}, {}),
+    "wav2vec2-bert": (
+        "mls.all",
+        {"conv_depthwise_kernel_size": 5, "left_max_position_embeddings": 6},
+        {"freeze_feature_encoder": True, "cache_frontend": True, "frontend_cache_dir": "frames"},
+    ),
 }
 
 
@@ -23,17 +27,20 @@ def corpus(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng):
+def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng, monkeypatch, caplog):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    config, own = FAMILIES[family]
+    monkeypatch.chdir(tmp_path)
+    config, own, more = FAMILIES[family]
     shape = tmp_path / "model.json"
     shape.write_text(json.dumps(TINY | {"model_type": family} | own))
     output = tmp_path / "run"
-    changes = dict(config_name=shape, max_buckets=1, save_strategy="no", gradient_checkpointing=True)
+    changes = dict(config_name=shape, max_buckets=1, save_strategy="no", gradient_checkpointing=True, **more)
     assert train.main(flags(corpus, output, config, **changes)) == 0
     losses = [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
     assert len(losses) == 4 and np.isfinite(losses).all()
+    assert "front end has random weights" not in caplog.text
+    assert not more or list((tmp_path / "frames").iterdir())
     written = json.loads((output / "config.json").read_text())
     assert written["model_type"] == family and family in (output / "README.md").read_text().split("---")[1]
     statistics = [value for name, value in parameters(output).items() if name.endswith("running_var")]

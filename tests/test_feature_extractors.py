@@ -6,7 +6,7 @@ from local_hub import make_tokenizer, write_json
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
-from xtremes_jax.feature_extractors import new_preprocessor, read_preprocessor
+from xtremes_jax.feature_extractors import new_preprocessor, read_preprocessor, write_processor
 
 BERT = {"model_type": "wav2vec2-bert"}
 SETTINGS = {"padding_value": 1, "return_attention_mask": True, "sampling_rate": 16_000}
@@ -70,6 +70,15 @@ def test_transformers_recognises_with_an_exported_model(tmp_path, rng):
     listen = transformers.pipeline("automatic-speech-recognition", model=str(tmp_path / "out"))
     assert listen({"raw": clip, "sampling_rate": 16_000})["text"] == tokenizer.decode(expected[0].argmax(-1))
     assert read_preprocessor(tmp_path / "out", SHAPE) == SETTINGS
+
+
+def test_a_translators_encoder_names_its_extractor(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    joint = {"model_type": "speech-encoder-decoder", "encoder": BERT, "decoder": {"model_type": "mbart"}}
+    write_processor(tmp_path, None, SETTINGS, joint)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(extractor).__name__ == "SeamlessM4TFeatureExtractor"
+    assert read_preprocessor(tmp_path, joint) == SETTINGS
 
 
 def test_transformers_classifies_with_an_exported_model(tmp_path, rng):

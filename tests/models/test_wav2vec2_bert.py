@@ -111,6 +111,31 @@ def test_a_decoder_reads_it(fields, random_params, ragged_audio, rng):
         np.testing.assert_allclose(logits[row], expected.logits[0].detach(), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("bert", jnp.bfloat16), ("bert-relative", jnp.float16)])
+def test_half_precision_is_near(name, dtype, random_params, ragged_audio, rng):
+    config = variant(name, add_adapter=True, adapter_act="gelu")
+    params = random_params(config, rng)
+    audio, lengths = ragged_audio(rng, LENGTHS), np.array(LENGTHS, np.int32)
+
+    def run(dtype):
+        graphdef, _ = split_params(abstract_model(config, dtype=dtype))
+
+        def loss(params):
+            output = merge(graphdef, params)(audio, lengths)
+            valid = jnp.arange(output.logits.shape[1]) < output.logit_lengths[:, None]
+            return jnp.mean(jnp.where(valid[:, :, None], output.logits, 0.0) ** 2), output.logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+    gradients, logits = run(dtype)
+    exact_gradients, exact = run(jnp.float32)
+    np.testing.assert_allclose(logits[0], exact[0], atol=0.1)
+    for key, gradient in flatten_params(gradients).items():
+        expected = flatten_params(exact_gradients)[key]
+        assert gradient.dtype == jnp.float32, key
+        assert np.abs(gradient - expected).max() <= 0.1 * np.abs(expected).max() + 0.01, key
+
+
 def test_the_preset_is_the_published_shape():
     config = PRESETS["w2v_bert_2"]
     assert config == config_from_huggingface(transformers.Wav2Vec2BertConfig().to_dict())
