@@ -31,7 +31,8 @@ model = xtremes_jax.load_model("PATH_OR_ID")
 embeddings = model(audio, audio_lengths).logits  # [batch, embedding], of length 1; their products are cosines
 ```
 
-In Transformers it is a `Wav2Vec2ForSequenceClassification`: its logits, divided by their norm, are the embeddings."""
+To Transformers it is a classifier (`AutoModelForAudioClassification`): its logits, divided by their norm, are the
+embeddings."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
