@@ -4,6 +4,7 @@ Everything is opened as a `Repository`: named configs, each with named splits. N
 torch nor torchcodec is touched: `datasets` 5 asks for them to decode audio and even to store it.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -103,8 +104,9 @@ def open_repository(name: str, *, cache_dir: str | None = None, data_dir: str | 
     def splits(config: str) -> datasets.DatasetDict:
         try:
             builder = datasets.load_dataset_builder(name, config, **options)
-            for path in [path for paths in (builder.config.data_files or {}).values() for path in paths]:
-                _refuse_deep_json(str(path))
+            if not os.path.isdir(builder.cache_dir):  # else the files have been parsed before
+                for path in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
+                    _refuse_deep_json(str(path))
             if isinstance(builder, AudioFolder):
                 builder.BASE_FEATURE = _StoredAudio
             builder.download_and_prepare()
