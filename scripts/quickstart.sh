@@ -5,7 +5,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+python=${PYTHON:-python3}
+[ ! -x "$venv/bin/python" ] || python=$venv/bin/python
+if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+    echo "error: $python is not Python 3.11 to 3.13. Set PYTHON to one that is, and VENV to a folder that is not there." >&2
+    exit 2
+fi
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "Installing into $venv (a minute or two) ..."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 exec "$venv/bin/python" -m xtremes_jax.train scripts/quickstart.json --output_dir "${OUTPUT:-output/quickstart}" "$@"

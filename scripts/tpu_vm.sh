@@ -20,9 +20,9 @@
 # HF_TOKEN is handed on to the hosts if it is set, in a file that only the user can read, and is never printed.
 set -euo pipefail
 
-TPU="${TPU:?the name of the TPU}"
-ZONE="${ZONE:?its zone, such as us-west4-a}"
-TYPE="${TYPE:?its accelerator type, such as v5litepod-16}"
+TPU="${TPU:?is not set: give the name of the TPU; see the head of $0}"
+ZONE="${ZONE:?is not set: give the zone of the TPU, such as us-west4-a}"
+TYPE="${TYPE:?is not set: give the accelerator type, such as v5litepod-16}"
 VERSION="${VERSION:-tpu-ubuntu2204-base}"
 POLL="${POLL:-30}"
 PLACE=(--zone="$ZONE")

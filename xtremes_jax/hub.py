@@ -147,7 +147,7 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
             str(directory), vocab_file=str(directory / "vocab.json"), local_files_only=True
         )
         _check_vocabulary(tokenizer)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"The tokenizer in {directory} cannot be loaded ({error}).") from error
     return tokenizer
 

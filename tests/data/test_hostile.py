@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from xtremes_jax.data import audio
-from xtremes_jax.data.repository import open_saved
+from xtremes_jax.data.repository import open_repository, open_saved
 from xtremes_jax.data.xtreme_s import _unpack
 from xtremes_jax.errors import InputError
 
@@ -45,3 +45,14 @@ def test_an_archive_that_claims_gigabytes_is_refused(tmp_path, kind, message):
     with pytest.raises(InputError, match=message):
         _unpack(tmp_path / "x.tar.gz", tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.wav"))
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_json_without_an_end_to_its_depth_is_refused(tmp_path, name):
+    """Arrow's parser overflows its stack and takes the process along."""
+    deep = "[" * 100_000 + "]" * 100_000
+    rows = ('{"path": "a.wav", "transcription": "a [ b"}', '{"path": "b.wav", "transcription": ' + deep + "}")
+    (tmp_path / name).write_text("\n".join(rows))
+    source = open_repository(str(tmp_path))
+    with pytest.raises(InputError, match="its values are nested more than 10,000 deep"):
+        source.load(source.configs[0], "train")

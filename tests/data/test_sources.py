@@ -308,6 +308,7 @@ def test_a_split_of_class_names_as_text_joins_one_of_class_ids(tmp_path):
         ("/no/such/place", "/no/such/place: no such file or directory"),
         ("notes.txt", "is a file that is no manifest"),
         ("empty", "cannot be loaded: .*directory that holds the parquet files"),
+        ("clips.csv", "--dataset_name clips.csv: no such file"),
         ("nobody/nothing", "--dataset_name nobody/nothing cannot be loaded: .*Check spelling and network"),
     ],
 )

@@ -159,8 +159,8 @@ def test_clips_that_end_a_run_are_listed_before_any_process_ends_it(tmp_path):
         command.leave(command.run_command(lambda argv: arguments, run, []))
         """,
     )
-    for index, ended in enumerate(company.wait(90)):
-        assert ended.status == 2 and f"[process {index}] error: 1 of 5 clips of split train" in ended.output, ended
+    for ended in company.wait(90):  # both find it out, and one may hear of the other's end first
+        assert ended.status == 2 and "error: 1 of 5 clips of split train" in ended.output, ended
     assert "c.flac" in (tmp_path / "skipped.jsonl").read_text()
 
 

@@ -4,6 +4,7 @@ Everything is opened as a `Repository`: named configs, each with named splits. N
 torch nor torchcodec is touched: `datasets` 5 asks for them to decode audio and even to store it.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 
@@ -32,6 +34,8 @@ SYNTHETIC_MARKER = "SYNTHETIC"
 SPLIT_FLAGS = "--train/eval/predict_split_name"
 """How messages call the three flags that name a split."""
 
+_DEEPEST = 10_000
+"""Values within values in a JSON file: far more than any has, far fewer than overflow a parser's stack."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -100,10 +104,15 @@ def open_repository(name: str, *, cache_dir: str | None = None, data_dir: str | 
     def splits(config: str) -> datasets.DatasetDict:
         try:
             builder = datasets.load_dataset_builder(name, config, **options)
+            if not os.path.isdir(builder.cache_dir):  # else the files have been parsed before
+                for path in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
+                    _refuse_deep_json(str(path))
             if isinstance(builder, AudioFolder):
                 builder.BASE_FEATURE = _StoredAudio
             builder.download_and_prepare()
             return builder.as_dataset()
+        except InputError:
+            raise
         except Exception as error:
             raise _cannot_load(f"{name} --dataset_config_name {config}", local, error) from error
 
@@ -111,6 +120,24 @@ def open_repository(name: str, *, cache_dir: str | None = None, data_dir: str | 
         return pick_split(splits(config), split, config)
 
     return Repository(name, tuple(configs), load)
+
+
+def _refuse_deep_json(path: str) -> None:
+    """Raises `InputError` for a local JSON file of values within values without end: Arrow's parser dies of them.
+
+    Brackets in texts count too, where they are not closed again.
+    """
+    if Path(path).suffix.lower() not in (".json", ".jsonl", ".ndjson") or not os.path.isfile(path):
+        return
+    depth = 0
+    with open(path, "rb") as file:
+        while piece := file.read(4 << 20):
+            found = np.frombuffer(piece, np.uint8)
+            opened, closed = (np.isin(found, [ord(sign) for sign in signs]) for signs in ("[{", "]}"))
+            depths = depth + np.cumsum(opened.astype(np.int32) - closed)
+            if depths.max() > _DEEPEST:
+                raise InputError(f"{path}: its values are nested more than {_DEEPEST:,} deep. Mend or remove the file.")
+            depth = int(depths[-1])
 
 
 def pick_split(splits: dict[str, datasets.Dataset], split: str, config: str) -> datasets.Dataset:

@@ -20,7 +20,7 @@ import numpy as np
 from xtremes_jax.arguments import DataArguments
 from xtremes_jax.data.audio import stored_source
 from xtremes_jax.data.babel import open_babel
-from xtremes_jax.data.manifest import manifest_configs, open_manifest
+from xtremes_jax.data.manifest import SUFFIXES, manifest_configs, open_manifest
 from xtremes_jax.data.repository import (
     END,
     START,
@@ -251,6 +251,8 @@ def open_source(
                 "parquet files, give the directory."
             )
         return open_repository(name, cache_dir=cache_dir, data_dir=data.data_dir), synthetic
+    if path.suffix.lower() in SUFFIXES:  # else the hub would be asked for it, and a mistyped path blamed on the network
+        raise InputError(f"--dataset_name {name}: no such file ({path.absolute()}). Check the path.")
     return open_repository(name, cache_dir=cache_dir, data_dir=data.data_dir), False
 
 

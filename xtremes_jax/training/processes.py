@@ -228,6 +228,13 @@ def tell_of_the_end(status: int, reason: str) -> None:
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(client.key_value_dir_get(_LEFT)) < count() and time.monotonic() < deadline:
             time.sleep(0.1)
+    _leave_last()
+
+
+def _leave_last() -> None:
+    """Lets the others go first where this is process 0, as JAX aborts a process that loses the service it runs."""
+    if is_first():
+        time.sleep(2 * _POLL_SECONDS)
 
 
 def _watch(over: threading.Event) -> None:
@@ -248,8 +255,7 @@ def _watch(over: threading.Event) -> None:
         print(f"[process {index()}] Process {end['process']} has ended the run: {end['reason']}", file=sys.stderr)
         with suppress(jax.errors.JaxRuntimeError):
             client.key_value_set(f"{_LEFT}/{index()}", "")
-        if is_first():
-            time.sleep(2 * _POLL_SECONDS)  # it runs the service that the others ask
+        _leave_last()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(end["status"])
