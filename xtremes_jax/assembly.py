@@ -70,17 +70,28 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     """The architecture with the task's head or decoder, and for training with regularisation as the flags say.
 
     Raises:
-        InputError: the model has fewer outputs than its tokenizer has tokens; or one that is only scored was not
-            trained for retrieval.
+        InputError: the model has fewer outputs than its tokenizer has tokens; one that is only scored was not
+            trained for retrieval; or frames are to be cached that depend on padding.
     """
     kind = arguments.selection.task.kind
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"mask_padding": arguments.model.mask_padding}
     if arguments.training.do_train:
-        changes = {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
+        changes |= {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
     if kind == "translation":
-        return _translation_config(arguments, start, corpus.tokenizer, changes)
+        config = _translation_config(arguments, start, corpus.tokenizer, changes)
+    else:
+        config = _config_with_head(arguments, start, corpus, changes)
+    _check_padding(arguments.model, start, config.encoder if isinstance(config, TranslationConfig) else config)
+    return config
+
+
+def _config_with_head(
+    arguments: Arguments, start: StartingPoint, corpus: Corpus, changes: dict[str, Any]
+) -> ModelConfig:
+    """With as many outputs as the data asks for, or to be scored as many as the checkpoint has."""
+    kind = arguments.selection.task.kind
     if not arguments.training.do_train:
-        config = configure(start, kind, {})
+        config = configure(start, kind, changes)
         if kind == "retrieval" and not is_retrieval(start.config):
             raise InputError(
                 f"{start.source} was not trained for retrieval (its config.json has no xtremes_jax_head). Fine-tune "
@@ -98,6 +109,21 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
     else:
         changes["num_labels"] = len(corpus.label_names)
     return configure(start, kind, changes)
+
+
+def _check_padding(flags: ModelArguments, start: StartingPoint, config: ModelConfig) -> None:
+    """Says so where padding counts as silence, and refuses to keep frames that then depend on it."""
+    if config.mask_padding:
+        return
+    if flags.cache_frontend:
+        raise InputError(
+            f"--cache_frontend keeps frames of each clip, and those of {start.source} depend on the padding of its "
+            "batch, which this model does not mask. Add --mask_padding True, or drop --cache_frontend."
+        )
+    logger.info(
+        "Padding is not masked, as in Transformers for %s: what a clip gives depends on the length of its batch. "
+        "--mask_padding True makes it what the clip gives alone.", start.source,
+    )  # fmt: skip
 
 
 def _translation_config(

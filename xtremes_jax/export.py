@@ -44,6 +44,7 @@ def _write(
 ) -> None:
     names, tokenizer, config = corpus.label_names, corpus.tokenizer, network.config
     translation = isinstance(config, TranslationConfig)
+    speech = config.encoder if translation else config
     if not translation and config.head == "retrieval":
         config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
     hub.export(
@@ -51,7 +52,7 @@ def _write(
         tensors=to_huggingface(unflatten_params(params), network.config),
         config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
-        preprocessor=start.preprocessor,
+        preprocessor=start.preprocessor | {"return_attention_mask": speech.mask_padding},
         id2label=None if names is None else dict(enumerate(names)),
         model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
         generation=network.generation.to_huggingface() if translation else None,

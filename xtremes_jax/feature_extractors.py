@@ -31,7 +31,7 @@ def read_preprocessor(directory: Path, config: Mapping[str, Any]) -> dict[str, A
     waveform `do_normalize`, of those that read log-mel features `padding_value`.
 
     Read, as Transformers 5 does, from "feature_extractor" in processor_config.json, else from preprocessor_config.json;
-    what neither says has the default of the family's class there.
+    what neither says has the default of the family's class there; where there is neither file, see `new_preprocessor`.
 
     Args:
         directory: of the model.
@@ -45,7 +45,9 @@ def read_preprocessor(directory: Path, config: Mapping[str, Any]) -> dict[str, A
     source = processor
     if found is None:
         source = extractor
-        found = read_json_object(extractor) if extractor.is_file() else {}
+        if not extractor.is_file():
+            return new_preprocessor(config)
+        found = read_json_object(extractor)
     if not isinstance(found, dict):
         raise InputError(f'{source}: "feature_extractor" must be a JSON object.')
     family = config_class_of(config)

@@ -28,6 +28,8 @@ def transcribe(
 ) -> list[str]:
     """Transcribes audio files by CTC decoding: the best path, or with several beams prefix beam search.
 
+    Each file gives what it gives alone, also with models that take padding as silence.
+
     Args:
         model_or_path: from `load_model`, or what it takes.
         audio_files: paths or contents of audio files (WAV, FLAC, OGG, Opus, MP3, SPHERE), of any rate and channels; one
@@ -50,6 +52,7 @@ def transcribe(
     if model.tokenizer is None:
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
 
+    model = model.with_padding_masked
     if isinstance(beams, bool) or not isinstance(beams, (int, np.integer)) or beams < 1:
         raise InputError(f"beams is {beams!r}; it must be a whole number of at least 1.")
 
@@ -82,6 +85,8 @@ def translate(
     model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
     if not isinstance(model, Translator):
         raise InputError("translate needs a speech encoder-decoder; this model has a head, and no decoder.")
+
+    model = model.with_padding_masked
 
     def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
         written = model(audio, lengths)

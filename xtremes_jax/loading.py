@@ -1,5 +1,6 @@
 """Fine-tuned models ready for use, from disk or from the hub: weights, configuration, tokenizer and class names."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -44,9 +45,18 @@ class Model:
         label_names: of a classification model, by class id, else None.
     """
 
-    def __init__(self, graphdef, params, config: ModelConfig, *, tokenizer=None, label_names=None):
-        self.graphdef, self.params, self.config = graphdef, params, config
+    def __init__(self, params, config: ModelConfig, *, dtype: Any, tokenizer=None, label_names=None):
+        self.graphdef, _ = split_params(abstract_model(config, dtype=dtype))
+        self.params, self.config, self.dtype = params, config, dtype
         self.tokenizer, self.label_names = tokenizer, label_names
+
+    @cached_property
+    def with_padding_masked(self) -> "Model":
+        """The model that gives of each clip what it gives alone, which most do anyway (`ModelConfig.mask_padding`)."""
+        if self.config.mask_padding:
+            return self
+        config = dataclasses.replace(self.config, mask_padding=True)
+        return Model(self.params, config, dtype=self.dtype, tokenizer=self.tokenizer, label_names=self.label_names)
 
     @cached_property
     def _forward(self) -> Callable:
@@ -59,7 +69,8 @@ class Model:
         Args:
             audio: `[batch, samples]` raw 16 kHz audio, int16 or float32 in [-1, 1]; the checkpoint's own normalisation
                 is applied here.
-            audio_lengths: `[batch]` valid samples of each row; each clip then gives what it gives alone. None: all are.
+            audio_lengths: `[batch]` valid samples of each row; None: all are. Each clip then gives what it gives alone,
+                unless its family takes padding as silence: see `with_padding_masked`.
 
         Returns:
             `.logits`: `[batch, frames, vocabulary]` (CTC), `[batch, classes]` (classification) or `[batch, embedding]`
@@ -80,9 +91,20 @@ class Translator:
         generation: how a translation is searched for; `dataclasses.replace` it for other beams or lengths.
     """
 
-    def __init__(self, graphdef, params, config: TranslationConfig, *, tokenizer, generation: GenerationConfig):
-        self.graphdef, self.params, self.config = graphdef, params, config
+    def __init__(self, params, config: TranslationConfig, *, dtype: Any, tokenizer, generation: GenerationConfig):
+        self.graphdef, _ = split_params(abstract_model(config, dtype=dtype))
+        self.params, self.config, self.dtype = params, config, dtype
         self.tokenizer, self.generation = tokenizer, generation
+
+    @cached_property
+    def with_padding_masked(self) -> "Translator":
+        """As `Model.with_padding_masked`."""
+        if self.config.encoder.mask_padding:
+            return self
+        encoder = dataclasses.replace(self.config.encoder, mask_padding=True)
+        config = dataclasses.replace(self.config, encoder=encoder)
+        parts = {"tokenizer": self.tokenizer, "generation": self.generation}
+        return Translator(self.params, config, dtype=self.dtype, **parts)
 
     @cached_property
     def _write(self) -> Callable:
@@ -147,19 +169,18 @@ def load_model(
             f"{path_or_id} has no head for recognition, classification or retrieval (architectures: "
             f"{start.config.get('architectures')}). Fine-tune it first: python -m xtremes_jax.train --help."
         )
-    graphdef, params = _ready(start, config, dtype)
+    params = _ready(start, config)
     tokenizer = hub.load_tokenizer(start.directory) if config.head == "ctc" else None
     names = (start.label_names or None) if config.head == "classification" else None
-    return Model(graphdef, params, config, tokenizer=tokenizer, label_names=names)
+    return Model(params, config, dtype=dtype, tokenizer=tokenizer, label_names=names)
 
 
-def _ready(start: StartingPoint, config: ModelConfig | TranslationConfig, dtype: Any) -> tuple[Any, Any]:
-    """Structure and parameters of a checkpoint that is complete."""
+def _ready(start: StartingPoint, config: ModelConfig | TranslationConfig) -> Any:
+    """Parameters of a checkpoint that is complete."""
     params, report = initial_params(start, config, seed=0, replace_head=False)
     if report is not None and report.new_head:
         raise InputError(f"{start.source} holds no weights for its head: {', '.join(report.new_head)} are missing.")
-    graphdef, _ = split_params(abstract_model(config, dtype=dtype))
-    return graphdef, jax.tree.map(jnp.asarray, unflatten_params(params))
+    return jax.tree.map(jnp.asarray, unflatten_params(params))
 
 
 def _load_translator(start: StartingPoint, dtype: Any) -> Translator:
@@ -167,6 +188,6 @@ def _load_translator(start: StartingPoint, dtype: Any) -> Translator:
     tokenizer = load_subword_tokenizer(start.directory)
     if tokenizer is None:
         raise InputError(f"{start.source} holds no tokenizer, so what it writes cannot be read.")
-    graphdef, params = _ready(start, config, dtype)
+    params = _ready(start, config)
     generation = generation_config(start, config, tokenizer)
-    return Translator(graphdef, params, config, tokenizer=tokenizer, generation=generation)
+    return Translator(params, config, dtype=dtype, tokenizer=tokenizer, generation=generation)

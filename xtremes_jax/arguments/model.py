@@ -73,6 +73,13 @@ class ModelArguments:
         "Folder of the frames that --cache_frontend keeps (ours; unset: frames in the folder of prepared data).",
         needs=("train", "frontend_cache"),
     )
+    mask_padding: bool | None = flag(
+        None,
+        "Keep the padding of a batch out of norms over time, attention and pooling, so that a clip gives what it gives "
+        "alone (ours; unset: as the checkpoint's feature extractor says, as in Transformers: models with a group norm "
+        "take padding as silence).",
+        scoring=True,
+    )
     attention_dropout: float = flag(
         0.0, "Dropout rate of the attention weights.", at_least=0, below=1, needs=("train",)
     )

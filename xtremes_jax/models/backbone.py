@@ -51,7 +51,11 @@ class Backbone(nnx.Module):
         """What the front end makes of raw audio: nothing random comes before, so a frozen one makes the
         same of a clip every time."""
         waveform = prepare_waveform(audio, audio_lengths, normalize=self.config.normalize_waveform)
-        return self.feature_extractor(waveform, audio_lengths)
+        return self.feature_extractor(waveform, self._unmasked_as_whole(audio_lengths))
+
+    def _unmasked_as_whole(self, audio_lengths: Int[Array, " batch"] | None) -> Int[Array, " batch"] | None:
+        """The lengths that count past the waveform: None, for all samples, where padding is not masked."""
+        return audio_lengths if self.config.mask_padding else None
 
     def __call__(
         self,
@@ -68,6 +72,7 @@ class Backbone(nnx.Module):
             randomness: keys of a training step; None means evaluation.
             layer_weights: weights of the first layer's input and of every layer's output.
         """
+        audio_lengths = self._unmasked_as_whole(audio_lengths)
         x = frames.astype(self.dtype)
         lengths = None if audio_lengths is None else self.config.num_frames(audio_lengths)
         x = self.feature_projection(x, randomness)

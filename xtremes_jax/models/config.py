@@ -30,7 +30,7 @@ _RATES = (
 )
 ADAPTER_FIELDS = ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")
 """Fields of the convolutional adapter, which not every family has."""
-_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform")
+_NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform", "mask_padding")
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class ModelConfig:
 
     normalize_waveform: bool = True
     """Whether waveforms are brought to zero mean and unit variance (`do_normalize` of `preprocessor_config.json`)."""
+    mask_padding: bool = True
+    """Whether a batch's padding is kept out of norms over time, attention and pooling, so that every clip gives what it
+    gives alone (`return_attention_mask` of `preprocessor_config.json`). Otherwise it counts as silence that belongs to
+    the clip, as in Transformers for the models with a group norm."""
 
     def __post_init__(self) -> None:
         _check(self)

@@ -87,8 +87,9 @@ class SpeechModel(nnx.Module):
 
         Args:
             audio: 16 kHz waveforms, int16 or floating point in [-1, 1]; the model's own normalisation is applied.
-            audio_lengths: valid samples of each row; every clip then gives what it gives alone, and rows of length 0
-                give finite numbers. None: all samples are valid and nothing is masked.
+            audio_lengths: valid samples of each row; every clip then gives what it gives alone (but see
+                `ModelConfig.mask_padding`), and rows of length 0 give finite numbers. None: all samples are valid and
+                nothing is masked.
             randomness: keys of a training step (dropout, SpecAugment, layerdrop); None means evaluation.
             frames: what `backbone.extract_frames` made of the audio, which then is not looked at.
 

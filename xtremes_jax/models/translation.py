@@ -86,7 +86,7 @@ class TranslationModel(nnx.Module):
     ) -> tuple[Float[Array, "batch frames features"], Int[Array, " batch"]]:
         """Encoded speech in the decoder's width, and the valid frames of each row.
 
-        Every clip gives what it gives alone; rows of length 0 give finite numbers.
+        Every clip gives what it gives alone (but see `ModelConfig.mask_padding`); rows of length 0 give finite numbers.
         """
         audio_lengths = None if audio_lengths is None else jnp.asarray(audio_lengths)
         if frames is None:
