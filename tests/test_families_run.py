@@ -26,6 +26,7 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus"), train=12, other=4)
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")  # of PyTorch, about the mask of WavLM
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng, monkeypatch, caplog):
     transformers = pytest.importorskip("transformers")
