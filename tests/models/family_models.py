@@ -28,6 +28,8 @@ VARIANTS = {
     "conformer-none": (
         "wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 3, "position_embeddings_type": "none"},
     ),
+    "sew": ("sew", "group", {"num_conv_pos_embeddings": 6}),
+    "sew-layer": ("sew", "layer", {"conv_dim": (6, 6, 6, 12), "squeeze_factor": 3}),
     # More distances than vectors on either side, and fewer on one.
     "bert": ("wav2vec2-bert", "layer", _KEYED | _NEAR),
     "bert-far": ("wav2vec2-bert", "layer", _KEYED),

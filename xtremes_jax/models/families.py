@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import data2vec, hubert, unispeech, wavlm
+from xtremes_jax.models import data2vec, hubert, sew, unispeech, wavlm
 from xtremes_jax.models import wav2vec2_bert as bert
 from xtremes_jax.models import wav2vec2_conformer as conformer
 from xtremes_jax.models.backbone import Backbone
@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
         Family(unispeech.UniSpeechSatConfig, Backbone),
         Family(data2vec.Data2VecAudioConfig, data2vec.Data2VecAudio, data2vec.TABLE),
         Family(conformer.Wav2Vec2ConformerConfig, conformer.Wav2Vec2Conformer, conformer.TABLE, conformer.constants),
+        Family(sew.SEWConfig, sew.SEW, sew.TABLE),
         Family(bert.Wav2Vec2BertConfig, bert.Wav2Vec2Bert, bert.TABLE),
     )
 }
