@@ -49,8 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "data2vec-audio-large": _LARGE | {"model_type": "data2vec-audio"},
     "conformer-relative-large": _CONFORMER | {"position_embeddings_type": "relative"},
     "conformer-rotary-large": _CONFORMER | {"position_embeddings_type": "rotary"},
-    "sew-mid": _LARGE
-    | {"model_type": "sew", "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+    "sew-mid": _LARGE | {"model_type": "sew", "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
     "w2v-bert-2.0": {"model_type": "wav2vec2-bert"},
 }
 """What a published config.json says beside the defaults of its class in Transformers."""

@@ -28,7 +28,7 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")  # of PyTorch, about the mask of WavLM
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng, monkeypatch, caplog):
+def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng, monkeypatch, capsys):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_a_run_trains_scores_and_exports(family, corpus, tmp_path, rng, monkeypa
     assert train.main(flags(corpus, output, config, **changes)) == 0
     losses = [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
     assert len(losses) == 4 and np.isfinite(losses).all()
-    assert "front end has random weights" not in caplog.text
+    assert "front end has random weights" not in capsys.readouterr().err
     assert not more or list((tmp_path / "frames").iterdir())
     written = json.loads((output / "config.json").read_text())
     assert written["model_type"] == family and family in (output / "README.md").read_text().split("---")[1]

@@ -18,23 +18,23 @@ def corpus(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mask", [None, True])
-def test_a_run_masks_padding_where_it_is_told_to(mask, corpus, tmp_path, rng, caplog):
+def test_a_run_masks_padding_where_it_is_told_to(mask, corpus, tmp_path, rng, capsys):
     shape, output = tmp_path / "model.json", tmp_path / "run"
     shape.write_text(json.dumps(GROUP))
     changes = dict(config_name=shape, max_buckets=1, save_strategy="no", do_predict=True, mask_padding=mask)
     assert train.main(flags(corpus, output, "mls.all", **changes)) == 0
-    assert ("Padding is not masked" in caplog.text) == (mask is None)
+    assert ("Padding is not masked" in capsys.readouterr().err) == (mask is None)
     assert np.isfinite([row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]).all()
     written = json.loads((output / "preprocessor_config.json").read_text())
     assert written["return_attention_mask"] == bool(mask)
 
     # The same answer as the run's, from the directory alone.
-    scored = json.loads((output / "all_results.json").read_text())
+    scored = json.loads((output / "predict_results.json").read_text())
     where = {"model_name_or_path": output, "dataset_name": corpus, "dataset_config_name": "mls.all"}
     how = {"output_dir": tmp_path / "again", "cache_dir": corpus / "cache", "max_buckets": 1}
     given = (where | how | {"per_device_eval_batch_size": 4}).items()
     assert evaluate.main([part for name, value in given for part in (f"--{name}", str(value))]) == 0
-    again = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    again = json.loads((tmp_path / "again" / "predict_results.json").read_text())
     assert again["predict_loss"] == pytest.approx(scored["predict_loss"], rel=1e-5)
 
     model = load_model(output)

@@ -94,6 +94,7 @@ def test_the_unmasked_loss_is_transformers(name, random_params, ragged_audio, rn
         weight=np.ones(3, np.float32), sample_ids=np.arange(3, dtype=np.int32),
     )  # fmt: skip
     objective = Objective("ctc", blank=config.pad_token_id)
+    batch = jax.tree.map(jnp.asarray, batch)
     loss = objective.loss_sum(output, batch) / objective.weight(batch)
     np.testing.assert_allclose(loss, expected.detach(), rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""SEW (Wu et al. 2022): wav2vec 2.0's network whose Transformer layers see fewer frames, which are brought back after."""
+"""SEW (Wu et al. 2022): wav2vec 2.0's network, but its layers see fewer frames, which are brought back after them."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
