@@ -20,6 +20,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.evaluation.decode import to_sentences, to_text
 from xtremes_jax.models import (
     DECODER_PRESETS,
+    FAMILIES,
     PRESETS,
     GenerationConfig,
     ModelConfig,
@@ -31,6 +32,8 @@ from xtremes_jax.starting import configure, configure_translator, generation_con
 
 _EXTRACTOR = {"do_normalize": True, "return_attention_mask": True, "sampling_rate": 16_000,
               "feature_extractor_type": "Wav2Vec2FeatureExtractor"}  # fmt: skip
+_LOG_MEL = {"feature_size": 80, "num_mel_bins": 80, "stride": 2, "padding_value": 0.0, "return_attention_mask": True,
+            "sampling_rate": 16_000, "feature_extractor_type": "SeamlessM4TFeatureExtractor"}  # fmt: skip
 _SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_adapter_layers", "vocab_size", "num_labels",
           "decoder_layers", "d_model", "decoder_ffn_dim", "max_position_embeddings", "num_beams", "max_length",
           "num_conv_pos_embeddings", "adapter_kernel_size", "output_hidden_size", "classifier_proj_size")  # fmt: skip
@@ -46,6 +49,10 @@ def _configs() -> dict[str, dict[str, Any]]:
     for head in ("ctc", "classification", "retrieval"):
         found[head] = dataclasses.replace(tiny, head=head, num_labels=3)
     found["adapter"] = dataclasses.replace(tiny, head="ctc", add_adapter=True, output_hidden_size=96)
+    for name, family in FAMILIES.items():
+        fields = {field.name: getattr(tiny, field.name) for field in dataclasses.fields(ModelConfig)}
+        known = {key: value for key, value in fields.items() if key not in family.config.lacking}
+        found[name] = family.config(**known | {"head": "classification"})
     return {name: config.to_huggingface() for name, config in found.items()}
 
 
@@ -93,10 +100,11 @@ def hostile_config(random: Random, folder: Path) -> None:
         _write(random, folder / "config.json", content, 0.75)
     if name == "joint" or random.random() < 0.1:
         _write(random, folder / "generation_config.json", _generation(), 0.6)
+    extractor = _LOG_MEL if (name == "wav2vec2-bert") != (random.random() < 0.05) else _EXTRACTOR
     if random.random() < 0.7:
-        _write(random, folder / "preprocessor_config.json", _EXTRACTOR, 0.3)
+        _write(random, folder / "preprocessor_config.json", extractor, 0.3)
     if random.random() < 0.2:
-        _write(random, folder / "processor_config.json", {"feature_extractor": _EXTRACTOR}, 0.5)
+        _write(random, folder / "processor_config.json", {"feature_extractor": extractor}, 0.5)
 
 
 def _make_config(random: Random, place: Place) -> None:
