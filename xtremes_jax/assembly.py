@@ -198,9 +198,9 @@ def assemble(
         dict(mesh.shape),
         np.dtype(compute_dtype(fp16=training.fp16, bf16=training.bf16)).name,
     )
-    # One by one: no device ever holds the whole of a sharded model.
+    # One by one: no device ever holds the whole of a sharded model, and the host lets go of what lies there.
     trainable, frozen = (
-        {name: sharding.place(params[name], shape.sharding) for name, shape in shapes.items()}
+        {name: sharding.place(params.pop(name), shape.sharding) for name, shape in shapes.items()}
         for shapes in (network.trainable, network.frozen)
     )
     return dataclasses.replace(network, trainable=trainable, frozen=frozen)
