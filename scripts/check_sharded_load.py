@@ -2,9 +2,9 @@
 
     python scripts/check_sharded_load.py [--config_name xls_r_2b] [--devices 8]
 
-Writes the checkpoint first, of random weights, in shards of 5 GB as the hub has them: 8.7 GB of disk for XLS-R-2B. Prints
-what each device holds and the peak memory of the process; exits with 1 where an array on the devices is not what was
-read.
+Writes the checkpoint first, of random weights, in shards of 5 GB as the hub has them: 8.7 GB of disk for XLS-R-2B.
+Prints what each device holds and the peak memory of the process; exits with 1 where an array on the devices is not what
+was read.
 """
 
 import argparse
