@@ -182,7 +182,7 @@ def export(
     """Write a repository that Transformers loads unchanged: configuration, weights, feature extractor, tokenizer, card.
 
     With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`) or, with `generation` beside it, one that
-    translates (`AutoModelForSpeechSeq2Seq`, `AutoFeatureExtractor`, `AutoTokenizer`); without one a classifier
+    translates (`AutoModelForSpeechSeq2Seq`, `AutoProcessor`); without one a classifier
     (`AutoModelForAudioClassification`, `AutoFeatureExtractor`). `pipeline()` takes all of them. A retrieval model is a
     classifier to Transformers, whose logits, divided by their norm, are the embeddings. Each file is written aside and
     renamed into place. What an earlier export left of these files is removed; other files are left alone.
@@ -206,12 +206,8 @@ def export(
     content = dict(config) if generation is not None else _complete_config(config, tokenizer, id2label, tensors)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=directory))
     try:
-        if generation is None:
-            write_processor(staging, tokenizer, preprocessor, content)
-        else:
-            # One processor class for the two would tie them to a kind of tokenizer; `pipeline()` wants none.
-            write_processor(staging, None, preprocessor, content)
-            tokenizer.save_pretrained(staging)
+        write_processor(staging, tokenizer, preprocessor, content)
+        if generation is not None:
             _write_json(staging / "generation_config.json", generation)
         _write_json(staging / "config.json", content)
         (staging / "README.md").write_text(model_card, encoding="utf-8")
