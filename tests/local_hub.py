@@ -69,7 +69,7 @@ class Hub(ThreadingHTTPServer):
         self.passing: list[tuple[str, int, dict[str, str]]] = []  # the same once each: part, status, headers
         self.requests: list[tuple[float, str]] = []  # when each came, and its address
         self.role = "write"  # of any token
-        self.commits: list[dict[str, list[str]]] = []  # paths of each: "file", "lfsFile", "deletedFile"
+        self.history: list[dict[str, bytes]] = []  # contents of the repository after each commit
         self.hold = threading.Event()  # answers wait for it
         self.hold.set()
         self.before_commit = lambda: None
@@ -184,10 +184,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def api_commit(self, repo_id: str, body: bytes) -> None:
         self.server.before_commit()
-        paths: dict[str, list[str]] = {}
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
-            paths.setdefault(line["key"], []).append(value.get("path"))
             if line["key"] == "header":
                 self.server.messages.append(value["summary"])
             elif line["key"] == "file":
@@ -196,12 +194,12 @@ class HubHandler(BaseHTTPRequestHandler):
                 del self.server.repositories[repo_id][value["path"]]
             else:
                 self.server.repositories[repo_id][value["path"]] = self.server.objects[value["oid"]]
-        self.server.commits.append(paths)
+        self.server.history.append(dict(self.server.repositories[repo_id]))
         sha = self.server.sha(repo_id)
         self.reply({"commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def file(self, repo_id: str, path: str) -> None:
-        data = self.server.repositories[repo_id].get(path)
+        data = self.server.repositories.get(repo_id, {}).get(path)
         if data is None:
             return self.reply({"error": "no"}, 404, X_Error_Code="EntryNotFound")
         if self.command == "GET":

@@ -35,7 +35,7 @@ from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.processes import from_first, is_first
 from xtremes_jax.training.state import TrainState
-from xtremes_jax.upload import AT_START, Repository, Unreachable
+from xtremes_jax.upload import AT_START, LATER, Repository, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Uploads:
         """
         if not self._training.do_train and not (self._folder / "config.json").is_file():
             raise InputError(
-                f"--push_to_hub: {self._folder} holds no exported model, and without --do_train none comes."
+                f"--push_to_hub: {self._folder} holds no exported model, and without --do_train there will be none."
             )
         try:
             self._repository.open(AT_START, self._over.wait)
@@ -140,7 +140,7 @@ class Uploads:
                 return
             replaces = LAST_CHECKPOINT if self._training.hub_strategy == "checkpoint" else None
             url = self._repository.send(
-                folder, f"Training in progress, step {step}", replaces=replaces, pause=self._over.wait
+                folder, f"Training in progress, step {step}", replaces=replaces, patience=LATER, pause=self._over.wait
             )
             self._sent += 1
             logger.info("Uploaded the model of step %d: %s", step, url)
@@ -169,7 +169,9 @@ class Uploads:
         size = sum((self._folder / name).stat().st_size for name in files)
         logger.info("Uploading %d files (%.1f MB) to %s", len(files), size / 1e6, self._repository.name)
         sender = ThreadPoolExecutor(1, "hub-sender")
-        upload = sender.submit(self._repository.send, self._folder, message, files=files, pause=self._over.wait)
+        upload = sender.submit(
+            self._repository.send, self._folder, message, files=files, patience=LATER, pause=self._over.wait
+        )
         self._wait_for(sender, upload)
         error = upload.exception()
         if error is None:

@@ -89,7 +89,7 @@ class Repository:
         *,
         files: Sequence[str] | None = None,
         replaces: str | None = None,
-        patience: Patience = LATER,
+        patience: Patience,
         pause: Callable[[float], bool] = lambda seconds: time.sleep(seconds),
     ) -> str:
         """Uploads a folder and returns the address of the commit.
