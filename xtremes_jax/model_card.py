@@ -48,7 +48,6 @@ _WHAT = {
 _MOST_ROWS = 20
 """Of the training curve."""
 _SYNTHETIC = "synthetic speech"
-_NO_EVIDENCE = "they say nothing about real speech"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def eval_results(facts: CardFacts) -> tuple[str, str] | None:
     if not _is_hub_id(facts.dataset_name):
         notes += "; the data set is not on the hub"
     if facts.synthetic:
-        notes += f"; SYNTHETIC SPEECH: {_NO_EVIDENCE}"
+        notes += "; SYNTHETIC SPEECH, which says nothing about real speech"
     entries = [
         EvalResultEntry(
             dataset_id=_data_name(facts), task_id=f"{config}_{name}", value=round(float(value), 6), notes=notes
@@ -190,7 +189,7 @@ def _introduction(facts: CardFacts) -> str:
     if facts.synthetic:
         text += (
             f"\n\n**The data is {_SYNTHETIC}**, made by a text-to-speech program. The figures below show that the "
-            f"program works; {_NO_EVIDENCE}."
+            "program works; they say nothing about real speech."
         )
     return text
 
