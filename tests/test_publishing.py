@@ -39,6 +39,8 @@ def server(monkeypatch):
     monkeypatch.setattr(publishing, "LATER", quick)
     with running_hub(monkeypatch) as hub_server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_server.endpoint)
+        template = f"{hub_server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield hub_server
 
 
@@ -137,6 +139,7 @@ def test_a_run_that_ends_waits_for_nothing(server, folder, rng, caplog):
     wait_until(lambda: any("/commit" in path for _, path in server.requests))
     uploads.close()
     assert "The upload to someone/model that was under way is broken off" in caplog.text
+    assert not list(folder.glob(".export-*"))
     gate.set()
 
 
@@ -258,12 +261,12 @@ def test_all_checkpoints_stay_on_the_hub(server, corpus, tmp_path):
     where.close()
 
 
-def test_only_the_end_is_uploaded(server, corpus, tmp_path, caplog):
+def test_only_the_end_is_uploaded(server, corpus, tmp_path, capsys):
     """With a hub that is busy at the start, at which only a warning is due."""
     server.passing = [("/create", 503, {})] * 3
     assert train.main(command(corpus, tmp_path / "run", hub_strategy="end")) == 0
     assert summaries(server) == ["Fine-tuned on mls.all with xtremes_jax"] and server.private[NAME] is None
-    assert "--push_to_hub: someone/model: it answered 503. The run begins without knowing" in caplog.text
+    assert "--push_to_hub: someone/model: it answered 503. The run begins without knowing" in capsys.readouterr().err
 
 
 def test_a_token_without_the_right_stops_the_run_before_it_begins(server, corpus, tmp_path, capsys):
@@ -274,14 +277,15 @@ def test_a_token_without_the_right_stops_the_run_before_it_begins(server, corpus
     assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / ".lock").exists()
 
 
-def test_a_hub_that_is_gone_at_the_end_fails_no_run(server, corpus, tmp_path, caplog):
+def test_a_hub_that_is_gone_at_the_end_fails_no_run(server, corpus, tmp_path, capsys):
     """The message says what uploads it later; that command does."""
     output = tmp_path / "a run"
     server.refuse["/preupload"] = (400, "")
     assert train.main(command(corpus, output, save_strategy="no", hub_private_repo=True)) == 0
     assert "config.json" not in server.repositories[NAME]
-    (line,) = [text for text in caplog.text.splitlines() if text.strip().startswith("hf upload")]
-    assert "NOT uploaded to someone/model: Nothing could be uploaded to someone/model: it answered 400" in caplog.text
+    said = capsys.readouterr().err
+    (line,) = [text for text in said.splitlines() if text.strip().startswith("hf upload")]
+    assert "NOT uploaded to someone/model: Nothing could be uploaded to someone/model: it answered 400" in said
     del server.refuse["/preupload"]
     program = "from huggingface_hub.cli.hf import main; main()"
     environment = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

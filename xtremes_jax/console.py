@@ -52,6 +52,8 @@ def set_up(level: str) -> None:
     package.setLevel("INFO" if level == "passive" else level.upper())
     # Orbax and absl log every file they touch.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # The hub's client has a handler of its own beside this one.
+    logging.getLogger("huggingface_hub").handlers.clear()
     # Models are JAX's here: of Transformers none is needed that PyTorch would have to be there for.
     logging.getLogger("transformers").addFilter(lambda line: "PyTorch was not found" not in line.getMessage())
 

@@ -43,6 +43,9 @@ LAST_CHECKPOINT = "last-checkpoint"
 """Folder of the newest checkpoint in the repository, as Transformers calls it."""
 ALL_CHECKPOINTS = "checkpoints"
 """Folder of all of them, as in a run's own directory."""
+_STAGING = ".export-hub-"
+_FINISHED = -1
+"""Stands for the finished run among the steps whose models are under way."""
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 30.0
 
@@ -112,7 +115,7 @@ class Uploads:
         self._writer.submit(self._prepare, step, write, checkpoints)
 
     def _prepare(self, step: int, write: Callable[[Path], None], checkpoints: Checkpoints) -> None:
-        folder = Path(tempfile.mkdtemp(prefix=".export-hub-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._folder))
         try:
             write(folder)
             kept = {"checkpoint": LAST_CHECKPOINT, "all_checkpoints": ALL_CHECKPOINTS}.get(self._training.hub_strategy)
@@ -172,7 +175,9 @@ class Uploads:
         upload = sender.submit(
             self._repository.send, self._folder, message, files=files, patience=LATER, pause=self._over.wait
         )
+        self._under_way.add(_FINISHED)
         self._wait_for(sender, upload)
+        self._under_way.discard(_FINISHED)
         error = upload.exception()
         if error is None:
             logger.info("Uploaded to %s", upload.result())
@@ -184,8 +189,8 @@ class Uploads:
             )  # fmt: skip
         if error is not None:
             logger.error(
-                "The finished run was NOT uploaded to %s: %s\nIt lies in %s. Upload it later with\n    %s\nor give the "
-                "run's command again: it uploads what is finished.",
+                "The finished run was NOT uploaded to %s: %s\nIt lies in %s. Upload it later (after `hf auth "
+                "login`) with\n    %s\nor give the run's command again: it uploads what is finished.",
                 self._repository.name, error, self._folder, self._command(files),
             )  # fmt: skip
 
@@ -214,6 +219,8 @@ class Uploads:
         cut_off = bool(self._under_way)
         for executor in (self._writer, self._sender):
             executor.shutdown(wait=False, cancel_futures=True)
+        for left in self._folder.glob(f"{_STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
         if cut_off:
             logger.warning("The upload to %s that was under way is broken off.", self._repository.name)
         if self._had_bars:

@@ -173,7 +173,8 @@ class Repository:
             )
         if isinstance(error, HFValidationError):
             return f"--hub_model_id {self.name} can be no repository on the hub: {reason}"
-        return f"Nothing could be uploaded to {self.name}: {reason}."
+        kind = "" if status is not None else f"{type(error).__name__}: "
+        return f"Nothing could be uploaded to {self.name}: {kind}{reason}."
 
     def _whose(self) -> str:
         """Of which account the token is and what it may do, as far as the hub says."""
