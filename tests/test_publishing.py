@@ -141,6 +141,7 @@ def test_a_run_that_ends_waits_for_nothing(server, folder, rng, caplog):
     assert "The upload to someone/model that was under way is broken off" in caplog.text
     assert not list(folder.glob(".export-*"))
     gate.set()
+    uploads._sender.shutdown()
 
 
 def test_a_checkpoint_is_waited_for_and_linked(server, folder, rng, tmp_path):

@@ -102,7 +102,9 @@ def test_a_folder_is_replaced(server, tmp_path):
         (folder / "last" / str(step)).mkdir(parents=True)
         (folder / "last" / str(step) / "state").write_text(str(step))
         (folder / "README.md").write_text(f"# {step}\n")
-        repository(server).send(folder, f"step {step}", replaces="last", patience=QUICK)
+        repository(server).send(
+            folder, f"step {step}", files=["README.md", f"last/{step}/state"], replaces="last", patience=QUICK
+        )
     files = server.repositories[f"{OWNER}/model"]
     assert sorted(files) == [".gitattributes", "README.md", "last/2/state"] and files["README.md"] == b"# 2\n"
 

@@ -15,12 +15,13 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -32,6 +33,7 @@ from xtremes_jax.course import Course
 from xtremes_jax.errors import InputError
 from xtremes_jax.export import card_facts, params_on_host, write_model
 from xtremes_jax.starting import StartingPoint
+from xtremes_jax.training.ahead import abstract
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.processes import from_first, is_first
 from xtremes_jax.training.state import TrainState
@@ -141,9 +143,13 @@ class Uploads:
                 self._passed_over += 1
                 logger.info("The model of step %d is not uploaded: a newer one waits.", step)
                 return
-            replaces = LAST_CHECKPOINT if self._training.hub_strategy == "checkpoint" else None
             url = self._repository.send(
-                folder, f"Training in progress, step {step}", replaces=replaces, patience=LATER, pause=self._over.wait
+                folder,
+                f"Training in progress, step {step}",
+                files=hub.files_to_push(folder) + _files_below(folder, (LAST_CHECKPOINT, ALL_CHECKPOINTS)),
+                replaces=LAST_CHECKPOINT if self._training.hub_strategy == "checkpoint" else None,
+                patience=LATER,
+                pause=self._over.wait,
             )
             self._sent += 1
             logger.info("Uploaded the model of step %d: %s", step, url)
@@ -278,13 +284,20 @@ def publish_checkpoint(
     params = params_on_host(state.trainable | state.frozen)
     if uploads is None:
         return
-    architecture = dataclasses.replace(network, trainable={}, frozen={})
+    shapes = {part: jax.tree.map(abstract, getattr(state, part)) for part in ("trainable", "frozen")}
+    architecture = dataclasses.replace(network, **shapes)
 
     def write(place: Path) -> None:
         facts = card_facts(folder, arguments, corpus, scores, start, (step, course.total_steps))
         write_model(place, params, architecture, corpus, start, facts)
 
     uploads.offer(step, write, course.checkpoints)
+
+
+def _files_below(folder: Path, parts: Iterable[str]) -> list[str]:
+    """Files in some of a folder's folders, by their names in the first."""
+    found = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _link(source: epath.Path, target: Path) -> None:

@@ -87,17 +87,17 @@ class Repository:
         folder: Path,
         message: str,
         *,
-        files: Sequence[str] | None = None,
+        files: Sequence[str],
         replaces: str | None = None,
         patience: Patience,
         pause: Callable[[float], bool] = lambda seconds: time.sleep(seconds),
     ) -> str:
-        """Uploads a folder and returns the address of the commit.
+        """Uploads files of a folder and returns the address of the commit.
 
         Args:
             folder: on this machine.
             message: first line of the commit.
-            files: of the folder, by name; None sends all.
+            files: of the folder, by name.
             replaces: a folder of the repository, from which goes what is not in this one.
             patience, pause: as of `open`.
 
@@ -112,7 +112,7 @@ class Repository:
                 repo_id=self.name,
                 folder_path=folder,
                 commit_message=message,
-                allow_patterns=None if files is None else [glob.escape(name) for name in files],
+                allow_patterns=[glob.escape(name) for name in files],
                 delete_patterns=None if replaces is None else [f"{replaces}/*"],
             )
             return commit.commit_url
