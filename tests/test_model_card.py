@@ -48,6 +48,8 @@ def test_body():
     assert "| `learning_rate` | 0.0003 |" in lines and "| `word_delimiter_token` | \\| |" in lines
     assert "| jax | 0.10.2 |" in lines and not any("warmup_ratio" in line for line in lines)
     assert 'model = pipeline("automatic-speech-recognition", model="PATH_OR_ID")' in lines
+    assert 'model="someone/model")' in changed(model_name="someone/model")
+    assert 'load_model("someone/model")' in changed(model_name="someone/model", kind="retrieval")
     assert "synthetic" not in model_card(FACTS)
 
 

@@ -245,11 +245,12 @@ def _point(name: str, value: float | None) -> str:
 
 def _usage(facts: CardFacts) -> str:
     task = _PIPELINE_TAGS[facts.kind]
+    name = facts.model_name if _is_hub_id(facts.model_name) else "PATH_OR_ID"
     if facts.kind == "retrieval":
-        return _USE_OF_EMBEDDINGS
+        return _USE_OF_EMBEDDINGS.replace("PATH_OR_ID", name)
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'model = pipeline("{task}", model="PATH_OR_ID")\n'
+        f'model = pipeline("{task}", model="{name}")\n'
         'print(model({"raw": waveform, "sampling_rate": 16000}))  # waveform: float32 NumPy array, mono\n```'
     )
 

@@ -79,7 +79,7 @@ class Uploads:
         # One thread each: in this order, whatever is offered meanwhile.
         self._writer = ThreadPoolExecutor(1, "hub-writer")
         self._sender = ThreadPoolExecutor(1, "hub-sender")
-        self._waits = training.hub_always_push or training.hub_strategy == "all_checkpoints"
+        self._all_wait = training.hub_always_push or training.hub_strategy == "all_checkpoints"
         self._under_way: set[int] = set()
         self._newest = 0
         self._sent, self._passed_over, self._failed = 0, 0, list[_Failure]()
@@ -102,8 +102,6 @@ class Uploads:
                 "--push_to_hub: %s. The run begins without knowing whether it may upload; it is tried again when there "
                 "is something to upload.", error,
             )  # fmt: skip
-        if self._training.hub_strategy != "end" and self._had_bars:
-            disable_progress_bars()  # the client's would tear that of training
 
     def offer(self, step: int, write: Callable[[Path], None], checkpoints: Checkpoints) -> None:
         """Has the model of a checkpoint uploaded in the background.
@@ -113,18 +111,22 @@ class Uploads:
             write: writes the model into an empty folder; called later, in another thread.
             checkpoints: where the checkpoint lies.
         """
+        if self._had_bars:
+            disable_progress_bars()  # the client's would tear that of training
         self._under_way.add(step)
         self._writer.submit(self._prepare, step, write, checkpoints)
 
     def _prepare(self, step: int, write: Callable[[Path], None], checkpoints: Checkpoints) -> None:
-        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._folder))
+        folder = None
         try:
+            folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._folder))
             write(folder)
             kept = {"checkpoint": LAST_CHECKPOINT, "all_checkpoints": ALL_CHECKPOINTS}.get(self._training.hub_strategy)
             if kept is not None:
                 self._add_checkpoint(folder / kept / str(step), step, checkpoints)
         except Exception as error:  # of the disk, for example, or because the run ends
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             self._fail(step, error)
             return
         self._newest = step
@@ -139,7 +141,7 @@ class Uploads:
 
     def _send(self, step: int, folder: Path) -> None:
         try:
-            if step != self._newest and not self._waits:
+            if step != self._newest and not self._all_wait:
                 self._passed_over += 1
                 logger.info("The model of step %d is not uploaded: a newer one waits.", step)
                 return
