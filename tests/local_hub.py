@@ -4,17 +4,21 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 TOKEN = "hf_" + "NotARealToken0123456789abcdefghij"
 OWNER = "someone"
+# The client's own call of its HTTP library.
+LARGE_FILES_BY_HTTP = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 PREPROCESSOR = {"do_normalize": True, "return_attention_mask": True, "sampling_rate": 16_000}
 VOCABULARY = {"a": 0, "b": 1, "ß": 2, "|": 3, "[UNK]": 4, "[PAD]": 5}
 TINY = {
@@ -62,6 +66,13 @@ class Hub(ThreadingHTTPServer):
         self.authorizations: set[str | None] = set()
         self.messages: list[str] = []
         self.refuse: dict[str, tuple[int, str]] = {}  # part of an address -> status, X-Error-Code
+        self.passing: list[tuple[str, int, dict[str, str]]] = []  # the same once each: part, status, headers
+        self.requests: list[tuple[float, str]] = []  # when each came, and its address
+        self.role = "write"  # of any token
+        self.history: list[dict[str, bytes]] = []  # contents of the repository after each commit
+        self.hold = threading.Event()  # answers wait for it
+        self.hold.set()
+        self.before_commit = lambda: None
         self.large = (".safetensors",)
 
     @property
@@ -101,8 +112,15 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         body = self.read_body()
+        self.server.hold.wait(60)
         path = unquote(urlsplit(self.path).path)
         self.server.authorizations.add(self.headers.get("Authorization"))
+        self.server.requests.append((time.monotonic(), path))
+        for one in list(self.server.passing):
+            part, status, headers = one
+            if part in path:
+                self.server.passing.remove(one)
+                return self.reply({"error": "later"}, status, **headers)
         for part, (status, code) in self.server.refuse.items():
             if part in path:
                 return self.reply({"error": "no"}, status, X_Error_Code=code)
@@ -111,6 +129,8 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.reply({})
         if path == "/api/repos/create":
             return self.create(json.loads(body))
+        if path == "/api/whoami-v2":
+            return self.reply({"name": OWNER, "auth": {"accessToken": {"role": self.server.role}}})
         if path == "/api/validate-yaml":
             return self.reply({"errors": [], "warnings": []})
         if path.endswith("/objects/batch"):
@@ -120,13 +140,15 @@ class HubHandler(BaseHTTPRequestHandler):
             repo_id = f"{owner}/{name}"
             if repo_id not in self.server.repositories:
                 return self.reply({"error": "no"}, 404, X_Error_Code="RepoNotFound")
-            return getattr(self, f"api_{action}")(repo_id, body)
+            return getattr(self, f"api_{action.replace('-', '_')}")(repo_id, body)
         repo_id, _, rest = path[1:].partition("/resolve/")
         return self.file(repo_id, rest.partition("/")[2])
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def create(self, request: dict) -> None:
+        if self.server.role != "write":
+            return self.reply({"error": "no right to write"}, 403)
         repo_id = f"{request.get('organization') or OWNER}/{request['name']}"
         existed = repo_id in self.server.repositories
         self.server.repositories.setdefault(repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"})
@@ -141,6 +163,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def api_revision(self, repo_id: str, body: bytes) -> None:
         self.reply({"id": repo_id, "sha": self.server.sha(repo_id), "siblings": [], "tags": [], "private": False})
+
+    def api_auth_check(self, repo_id: str, body: bytes) -> None:
+        self.reply({}, 200 if self.server.role == "write" else 403)
 
     def api_tree(self, repo_id: str, body: bytes) -> None:
         files = self.server.repositories[repo_id].items()
@@ -158,19 +183,23 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply({"files": files})
 
     def api_commit(self, repo_id: str, body: bytes) -> None:
+        self.server.before_commit()
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "header":
                 self.server.messages.append(value["summary"])
             elif line["key"] == "file":
                 self.server.repositories[repo_id][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del self.server.repositories[repo_id][value["path"]]
             else:
                 self.server.repositories[repo_id][value["path"]] = self.server.objects[value["oid"]]
+        self.server.history.append(dict(self.server.repositories[repo_id]))
         sha = self.server.sha(repo_id)
         self.reply({"commitUrl": f"{self.server.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def file(self, repo_id: str, path: str) -> None:
-        data = self.server.repositories[repo_id].get(path)
+        data = self.server.repositories.get(repo_id, {}).get(path)
         if data is None:
             return self.reply({"error": "no"}, 404, X_Error_Code="EntryNotFound")
         if self.command == "GET":

@@ -196,7 +196,7 @@ def test_defaults_are_those_of_the_reference_script():
 def test_defaults_are_those_of_transformers():
     ours_differ = {
         # None there stands for false; the tests of each flag below say what ours mean.
-        "gradient_checkpointing", "disable_tqdm", "hub_private_repo",
+        "gradient_checkpointing", "disable_tqdm",
             # None there stands for true: it belongs to translation, where nothing else can be scored.
             "predict_with_generate",
         # "none" there.
@@ -232,6 +232,10 @@ def test_every_flag_has_one_sentence_of_help():
         ("--no_cuda", "use_cpu", True),
         ("--per_gpu_train_batch_size 3", "per_device_train_batch_size", 3),
         ("--push_to_hub_token abc", "hub_token", "abc"),
+        ("", "hub_private_repo", None),
+        ("--hub_private_repo none", "hub_private_repo", None),
+        ("--hub_private_repo", "hub_private_repo", True),
+        ("--hub_private_repo False", "hub_private_repo", False),
         ("--freeze_feature_extractor False", "freeze_feature_encoder", False),
     ],
 )

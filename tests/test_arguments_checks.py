@@ -59,7 +59,8 @@ def parse(extra: str = "", config: str = "mls.all"):
         ("--deepspeed ds.json", "--fsdp_devices"),
         ("--local_rank=0", "one process drives all devices"),
         ("--optim adafactor", "AdamW is the only optimizer"),
-        ("--hub_strategy every_save", "uploaded once"),
+        ("--hub_strategy every_epoch", "Choose one of end, every_save, checkpoint, all_checkpoints"),
+        ("--hub_revision dev", "main branch"),
         ("--fp16_opt_level O2", "O1"),
         ("--generation_config beams.json", "read from the model's directory"),
         ("--label_smoothing_factor 0.1", "is for translation"),
@@ -74,7 +75,7 @@ def test_refused_flags(given, message):
 @pytest.mark.parametrize(
     "given",
     [
-        "--torch_compile False", "--fsdp ''", "--local_rank -1", "--optim adamw_torch", "--hub_strategy end",
+        "--torch_compile False", "--fsdp ''", "--local_rank -1", "--optim adamw_torch", "--hub_revision main",
         "--fp16_opt_level O1", "--ddp_find_unused_parameters False",
         "--remove_unused_columns True", "--use_auth_token", "--eval_accumulation_steps 1", "--deepspeed none",
         "--logging_nan_inf_filter True",
@@ -174,6 +175,11 @@ def test_what_is_left_open_is_filled_in():
     [
         ("--hub_model_id me/model", "mls.all", "--hub_model_id has no effect without --push_to_hub."),
         ("--hub_private_repo False", "mls.all", "--hub_private_repo has no effect without --push_to_hub."),
+        (
+            "--hub_strategy end --hub_always_push",
+            "mls.all",
+            "--hub_strategy and --hub_always_push have no effect without --push_to_hub.",
+        ),
         ("--eval_split_name test", "mls.all", "--eval_split_name has no effect without --do_eval."),
         ("--max_predict_samples 5", "mls.all", "--max_predict_samples has no effect without --do_predict."),
         ("--per_lang_metrics False", "mls.all", "--per_lang_metrics has no effect without --do_eval or --do_predict."),

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from xtremes_jax import console
 from xtremes_jax.tasks import TASKS
 
@@ -38,6 +40,8 @@ def test_groups_of_directions_are_shown_with_what_they_lack(capsys, tmp_path):
 ENDS = """
 import sys, threading
 from types import SimpleNamespace
+
+import pytest
 from xtremes_jax import command
 training = SimpleNamespace(
     log_level="info", do_train=True, overwrite_output_dir=False, use_cpu=True, coordinator_address=None,
@@ -55,3 +59,56 @@ def test_a_full_disk_ends_the_run_at_once_with_a_sentence():
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: No space left on device. Make room; the same command" in done.stderr
+
+
+READERS = {
+    "a table": "from xtremes_jax.score import FORMATS\nfrom xtremes_jax.streams import say\nsay('row\\n' * 20_000)",
+    "help": "from xtremes_jax import score\nscore.main(['--help'])",
+    "log lines and a bar": """
+import logging
+from xtremes_jax import console
+console.set_up("info")
+bar = console.Bar(total=9, start=0, hidden=False)
+for step in range(9):
+    bar.advance()
+    logging.getLogger("xtremes_jax.test").info("line " * 2_000)
+bar.close()
+""",
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_a_reader_that_has_gone_ends_nothing(what, tmp_path):
+    """As `head` goes when it has read its lines."""
+    done = tmp_path / "done"
+    script = f"{READERS[what]}\nopen({str(done)!r}, 'w').close()"
+    if what == "help":
+        script = f"import atexit\natexit.register(lambda: open({str(done)!r}, 'w').close())\n{script}"
+    errors = subprocess.STDOUT if "log" in what else subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read() if process.stderr else ""
+    assert process.returncode == 0 and said == "" and done.exists()
+
+
+def test_a_broken_pipe_of_another_kind_stays_an_error():
+    with pytest.raises(BrokenPipeError):
+        console.say(_Broken())
+
+
+class _Broken:
+    def __str__(self):
+        raise BrokenPipeError("of a worker")
+
+
+def test_the_absence_of_pytorch_is_no_news():
+    script = """
+import sys
+sys.modules["torch"] = None
+from xtremes_jax import console
+console.set_up("info")
+import transformers
+transformers.logging.get_logger("transformers").warning("other news")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "PyTorch was not found" not in done.stderr and "other news" in done.stderr

@@ -1,17 +1,11 @@
-"""From a repository to a run and back: finding, reading and pushing models, against a small hub on this machine."""
+"""From a repository to a run: finding and reading models, against a small hub on this machine."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
-from huggingface_hub import constants
-from local_hub import OWNER, PREPROCESSOR, TINY, TOKEN, VOCABULARY, running_hub, write_json
+from local_hub import PREPROCESSOR, TINY, TOKEN, VOCABULARY, running_hub, write_json
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import read_preprocessor
-from xtremes_jax.models.weights import read_tensors
 
 
 @pytest.fixture
@@ -177,93 +171,3 @@ def test_tokenizers_that_cannot_be_used(tmp_path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
     with pytest.raises(InputError, match="holds 'GPT2Tokenizer'"):
         hub.load_tokenizer(tmp_path)
-
-
-# --- push ----------------------------------------------------------------------------------------------------------
-
-
-# The client's own call of its HTTP library.
-LARGE_FILES_BY_HTTP = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
-
-# What a run leaves beside its model: hypotheses and references, paths of clips, logs, and its state.
-PRIVATE = """
-    predictions.jsonl eval_predictions.jsonl skipped.jsonl metrics.jsonl results.json notes.txt pytorch_model.bin
-    runs/events.out.tfevents.1 runs/config.json checkpoints/4/state/data checkpoints/latest.json
-    checkpoints/4/all_results.json model-1-of-x/secret.safetensors .lock .model.safetensors.1.tmp .export-1/config.json
-""".split()
-
-
-def make_export(directory: Path, rng) -> None:
-    hub.export(
-        directory,
-        tensors={"classifier.weight": rng.standard_normal((2, 3), np.float32)},
-        config=TINY,
-        tokenizer=None,
-        preprocessor=PREPROCESSOR,
-        id2label={0: "x", 1: "y"},
-        model_card="---\ntags:\n- jax\n---\n# card\n",
-    )
-    write_json(directory / "all_results.json", {"predict_wer": 0.25})
-    for name in PRIVATE:
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text("not for the hub")
-
-
-# With Xet disabled large files go the Git LFS way; with Xet the client commits in its own pipeline, here small files.
-@LARGE_FILES_BY_HTTP
-@pytest.mark.parametrize("xet", [False, True])
-@pytest.mark.parametrize("private", [True, False, None])
-def test_push_and_download_again(server, tmp_path, rng, monkeypatch, xet, private):
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
-    server.large = () if xet else (".safetensors",)
-    make_export(tmp_path / "run", rng)
-    options = {"token": TOKEN, "private": private, "endpoint": server.endpoint}
-    url = hub.push(tmp_path / "run", repo_id="my-model", commit_message="First results", **options)
-    assert url == f"{server.endpoint}/{OWNER}/my-model/commit/{server.sha(f'{OWNER}/my-model')}"
-    assert sorted(server.repositories[f"{OWNER}/my-model"]) == [
-        ".gitattributes",
-        "README.md",
-        "all_results.json",
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    ]
-    assert len(server.objects) == (not xet) and server.messages[0].startswith("First results")
-    assert server.private[f"{OWNER}/my-model"] == {True: "private", False: "public", None: None}[private]
-    assert server.authorizations <= {f"Bearer {TOKEN}", None}
-    fetched = hub.resolve_model(f"{OWNER}/my-model", cache_dir=tmp_path / "cache", endpoint=server.endpoint)
-    pushed = read_tensors(tmp_path / "run")
-    np.testing.assert_array_equal(read_tensors(fetched)["classifier.weight"], pushed["classifier.weight"])
-    # Again, under its full name, into the repository that exists.
-    write_json(tmp_path / "run" / "all_results.json", {"predict_wer": 0.125})
-    hub.push(tmp_path / "run", repo_id=f"{OWNER}/my-model", commit_message="Better", **options)
-    assert json.loads(server.repositories[f"{OWNER}/my-model"]["all_results.json"]) == {"predict_wer": 0.125}
-
-
-@LARGE_FILES_BY_HTTP
-@pytest.mark.parametrize(
-    ("part", "status", "message"),
-    [
-        ("/create", 401, "answered 401 for someone/model: the token given may be invalid"),
-        ("/create", 403, "answered 403 .* lack write access"),
-        ("/commit", 403, "answered 403 .* lack write access"),
-        ("/lfs/", 403, "answered 403 .* lack write access"),
-    ],
-)
-def test_refused_pushes_are_explained_without_the_token(server, tmp_path, rng, part, status, message):
-    make_export(tmp_path, rng)
-    server.refuse[part] = (status, "")
-    options = {"token": TOKEN, "private": None, "commit_message": "x", "endpoint": server.endpoint}
-    with pytest.raises(InputError, match=message) as caught:
-        hub.push(tmp_path, repo_id="someone/model", **options)
-    assert TOKEN not in str(caught.value) + str(caught.value.__cause__)
-
-
-def test_a_push_needs_a_hub_and_an_export(tmp_path, rng):
-    options = {"repo_id": "someone/model", "token": TOKEN, "private": None, "commit_message": "x"}
-    with pytest.raises(InputError, match="no exported model to push"):
-        hub.push(tmp_path, **options)
-    make_export(tmp_path, rng)
-    with pytest.raises(InputError, match="exchange with the hub failed"):
-        hub.push(tmp_path, **options)

@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from xtremes_jax.model_card import CardFacts, model_card
+from xtremes_jax.model_card import CardFacts, eval_results, model_card
+from xtremes_jax.models import FAMILIES
 
 TOKEN = "hf_" + "NotARealToken0123456789abcdefghij"
 FACTS = CardFacts(
@@ -45,6 +48,8 @@ def test_body():
     assert "| `learning_rate` | 0.0003 |" in lines and "| `word_delimiter_token` | \\| |" in lines
     assert "| jax | 0.10.2 |" in lines and not any("warmup_ratio" in line for line in lines)
     assert 'model = pipeline("automatic-speech-recognition", model="PATH_OR_ID")' in lines
+    assert 'model="someone/model")' in changed(model_name="someone/model")
+    assert 'load_model("someone/model")' in changed(model_name="someone/model", kind="retrieval")
     assert "synthetic" not in model_card(FACTS)
 
 
@@ -108,3 +113,93 @@ def test_only_the_last_part_of_a_path_is_shown(value, shown):
 def test_folders_of_this_machine_are_left_out():
     arguments = {"compilation_cache_dir": "cache/xla", "resume_from_checkpoint": "out/5", "data_dir": "ldc"}
     assert "## Training arguments" not in changed(arguments=arguments)
+
+
+@pytest.mark.parametrize("kind", ["ctc", "classification", "translation", "retrieval"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_is_called_by_its_name(model_type, kind):
+    family = FAMILIES[model_type].config.family.partition(",")[0]
+    text = changed(kind=kind, model_type=model_type, family=family)
+    assert f"\n\nA {family} {'encoder and an mBART decoder' if kind == 'translation' else 'model'} for " in text
+    assert model_type in ModelCard(text).data.tags
+    assert ("wav2vec 2.0 " in text) == family.startswith("wav2vec 2.0")
+
+
+def test_data_is_told():
+    text = changed(clips={"train": (21, 0.0512), "test": (4, 12.3)}, limited_to=4)
+    lines = text.splitlines()
+    assert "| `train` | 21 | 0.05 |" in lines and "| `test` | 4 | 12.30 |" in lines
+    assert "On the first 4 clips of the `test` split of" in text
+    assert "Languages: fr, no, pt-PT, cmn_hans_cn, german, all." in text
+
+
+def curve_of(**fields) -> list[list[str]]:
+    """The cells of the training curve's table, its header first."""
+    section = changed(**fields).partition("## Training curve")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in [table[0], *table[2:]]]
+
+
+def test_the_curve_is_of_the_evaluations():
+    curve = [
+        {"step": 1, "epoch": 0.5, "loss": 4.0},
+        {"step": 2, "epoch": 1.0, "loss": 3.0, "eval_loss": 2.5, "wer": 0.9},
+        {"step": 3, "epoch": 1.5, "loss": None},
+        {"step": 4, "epoch": 2.0, "loss": 1.25, "eval_loss": 2.0, "wer": None},
+    ]
+    assert curve_of(curve=curve) == [
+        ["step", "epoch", "training loss", "evaluation loss", "wer"],
+        ["2", "1.00", "3.0000", "2.5000", "0.9000"],
+        ["4", "2.00", "1.2500", "2.0000", "–"],
+    ]
+    assert curve_of(curve=curve[:1] + curve[2:3]) == [
+        ["step", "epoch", "training loss"], ["1", "0.50", "4.0000"], ["3", "1.50", "–"],
+    ]  # fmt: skip
+    assert "## Training curve" not in model_card(FACTS)
+
+
+@pytest.mark.parametrize("count", [20, 21, 22, 57, 5000])
+def test_a_long_curve_is_thinned_to_what_can_be_read(count):
+    curve = [{"step": 10 * n, "epoch": n / 2, "eval_loss": 1 / n} for n in range(1, count + 1)]
+    steps = [int(row[0]) for row in curve_of(curve=curve)[1:]]
+    assert len(steps) == 20 and steps[0] == 10 and steps[-1] == 10 * count and steps == sorted(steps)
+    assert max(np.diff(steps)) - min(np.diff(steps)) <= 20
+    best = 10 * (count // 3 + 1)
+    text = changed(curve=curve, best_step=best)
+    assert f"The model is that of step {best}, which was the best." in text and f"| {best} |" in text
+    # The best one may be one of those that are evenly spread.
+    assert any(f"{shown} of {count} rows. The" in text for shown in (19, 20)) == (count > 20)
+
+
+def test_a_model_in_training_says_so():
+    text = changed(progress=(200, 1000))
+    assert "**Training is in progress**: this is the model after step 200 of 1000." in text
+    assert "in progress" not in model_card(FACTS)
+
+
+def results_of(**fields) -> dict:
+    name, text = eval_results(dataclasses.replace(FACTS, **fields))
+    assert name == "mls.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(text))
+    assert len({entry.dataset_id for entry in entries}) == 1
+    return {entry.task_id: entry for entry in entries}
+
+
+def test_scores_for_programs_are_read_back_by_the_hub_library():
+    entries = results_of()
+    assert {name: entry.value for name, entry in entries.items()} == {
+        "mls.all_wer": 0.30334, "mls.all_cer": 0.1, "mls.fr_wer": 0.25, "mls.fr_cer": 0.075, "mls.no_wer": 0.35668,
+    }  # fmt: skip
+    assert {entry.notes for entry in entries.values()} == {"xtremes_jax, split test"}
+    assert eval_results(dataclasses.replace(FACTS, metrics={})) is None
+
+
+def test_scores_for_programs_say_what_they_are_of():
+    notes = results_of(dataset_name="demo", synthetic=True, limited_to=5, progress=(2, 4))["mls.all_wer"].notes
+    assert notes == (
+        "xtremes_jax, split test, its first 5 clips, after step 2 of 4; the data set is not on the hub; SYNTHETIC "
+        "SPEECH, which says nothing about real speech"
+    )
+    assert results_of()["mls.fr_cer"].dataset_id == "google/xtreme_s"
+    assert results_of(dataset_name="/home/me/corpus")["mls.fr_cer"].dataset_id == "corpus"
+    assert TOKEN not in eval_results(dataclasses.replace(FACTS, split=f"say {TOKEN}"))[1]

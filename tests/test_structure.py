@@ -19,15 +19,17 @@ MAY_IMPORT = {
     "errors": set(),
     "small_files": set(),
     "processors": set(),
+    "streams": set(),
     "tasks": {"errors"},
     "arguments": {"errors", "small_files", "tasks"},
     "models": {"errors", "small_files", "batch"},
-    "data": {"errors", "small_files", "batch", "processors", "tasks", "arguments"},
+    "data": {"errors", "small_files", "batch", "processors", "streams", "tasks", "arguments"},
     "training": {"errors", "batch", "processors", "models"},
     "evaluation": {"errors", "batch", "tasks"},
     "planning": {"errors", "tasks"},
     "feature_extractors": {"errors", "batch", "models"},
     "hub": {"errors", "batch", "feature_extractors", "models"},
+    "upload": {"errors", "hub"},
     "model_card": {"errors"},
 }
 """Room (or file) -> what it may import of this package besides itself. Entry points, not named here, import what they

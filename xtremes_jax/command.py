@@ -12,6 +12,7 @@ import jax
 from xtremes_jax import console
 from xtremes_jax.arguments import Arguments, PlanArguments, TrainingArguments
 from xtremes_jax.errors import InputError
+from xtremes_jax.streams import STDERR, STDOUT
 from xtremes_jax.training import processes
 from xtremes_jax.training.launch import find_launch, has_tpu, join
 from xtremes_jax.training.signals import Interrupted
@@ -71,7 +72,7 @@ def join_processes(training: TrainingArguments) -> None:
 
 def _end(status: int, text: str) -> int:
     """Says why a run ends here, to the other processes too; the status."""
-    print(console.signed(text), file=sys.stderr, flush=True)
+    print(console.signed(text), file=STDERR, flush=True)
     if processes.several():
         processes.tell_of_the_end(status, text.splitlines()[0])
     return status
@@ -84,7 +85,7 @@ def leave(status: int) -> NoReturn:
     processes JAX would wait for all of them.
     """
     if status:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (STDOUT, STDERR):
             stream.flush()
         os._exit(status)
     sys.exit()

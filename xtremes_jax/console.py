@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: log lines, a progress bar, one line an evaluation, the table at the end."""
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from xtremes_jax.corpus import Corpus
 from xtremes_jax.evaluation.metrics import bleu_groups
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import results_table
+from xtremes_jax.streams import STDERR, say
 from xtremes_jax.tasks import TaskSpec
 from xtremes_jax.training import processes
 
@@ -30,7 +30,7 @@ class _AboveTheBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if processes.is_first() or record.levelno >= logging.ERROR:
-            tqdm.write(signed(self.format(record)), file=sys.stderr)
+            tqdm.write(signed(self.format(record)), file=STDERR)
 
 
 def signed(text: str) -> str:
@@ -41,7 +41,7 @@ def signed(text: str) -> str:
 def set_up(level: str) -> None:
     """Sends this package's log lines to standard error, from `level` on; "passive" is info.
 
-    Other libraries' lines come from warnings on.
+    Other libraries' lines come from warnings on, but for what is no news here.
     """
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
@@ -52,6 +52,10 @@ def set_up(level: str) -> None:
     package.setLevel("INFO" if level == "passive" else level.upper())
     # Orbax and absl log every file they touch.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    # The hub's client has a handler of its own beside this one.
+    logging.getLogger("huggingface_hub").handlers.clear()
+    # Models are JAX's here: of Transformers none is needed that PyTorch would have to be there for.
+    logging.getLogger("transformers").addFilter(lambda line: "PyTorch was not found" not in line.getMessage())
 
 
 class Bar:
@@ -68,8 +72,9 @@ class Bar:
         self._hidden, self._total = hidden, total
         off = hidden or silent
         self._bar = tqdm(
-            total=total, initial=start, unit="step", desc="train", disable=off, dynamic_ncols=True, mininterval=0.5
-        )
+            total=total, initial=start, unit="step", desc="train", disable=off, dynamic_ncols=True, mininterval=0.5,
+            file=STDERR,
+        )  # fmt: skip
 
     def advance(self) -> None:
         """One more step is done."""
@@ -95,7 +100,7 @@ class Bar:
 def split_bar(role: str, total: int, hidden: bool) -> Iterator[tqdm]:
     """The progress bar of scoring a split; it vanishes when done."""
     off = hidden or not processes.is_first()
-    with tqdm(total=total, unit="batch", desc=role, disable=off, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=total, unit="batch", desc=role, disable=off, dynamic_ncols=True, leave=False, file=STDERR) as bar:
         yield bar
 
 
@@ -115,7 +120,7 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
     """The table at the end of a run, on standard output: each split's scores by language, and where everything lies."""
     task = arguments.selection.task
     data = "synthetic speech of the demo corpus" if corpus.synthetic else arguments.data.dataset_name
-    print(f"\n{task.name} on {data}")
+    say(f"\n{task.name} on {data}")
     for role, title in (("eval", arguments.data.eval_split_name), ("predict", arguments.data.predict_split_name)):
         # Results may be those of an earlier run in this directory too, which had another split.
         if f"{role}_samples" not in results or role not in corpus.splits:
@@ -130,14 +135,14 @@ def show_results(results: dict[str, Any], arguments: Arguments, corpus: Corpus, 
             rows = rows[:1]
         keys = f"{role}_keys" in results
         what = f"queries among {results[f'{role}_keys']} keys" if keys else "clips"
-        print(f"\n{title} split, {results[f'{role}_samples']} {what}")
-        print(results_table(["language", *task.metrics], rows))
+        say(f"\n{title} split, {results[f'{role}_samples']} {what}")
+        say(results_table(["language", *task.metrics], rows))
         if keys:
-            print(f"By chance, p_at_1 is {results[f'{role}_chance_p_at_1']:.4f}")
+            say(f"By chance, p_at_1 is {results[f'{role}_chance_p_at_1']:.4f}")
         for line in _group_lines(results, role, split.languages):
-            print(line)
+            say(line)
     what = "The model, results and predictions" if arguments.training.do_train else "Results and predictions"
-    print(f"\n{what} lie in {directory}", flush=True)
+    say(f"\n{what} lie in {directory}")
 
 
 def _group_lines(results: dict[str, Any], role: str, languages: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A finished run as a Transformers repository, and its way to the hub."""
+"""A run's model as a Transformers repository: at its end, and as of a checkpoint."""
 
 import dataclasses
 import importlib.metadata
@@ -7,15 +7,20 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from xtremes_jax import hub
+from xtremes_jax import __version__, hub
 from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
+from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.characters import CharacterTokenizer
-from xtremes_jax.model_card import CardFacts, model_card
+from xtremes_jax.evaluation.report import read_lines
+from xtremes_jax.model_card import CardFacts, eval_results, model_card
 from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
+from xtremes_jax.models.families import config_class_of
+from xtremes_jax.run_files import METRICS
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.processes import from_first
 from xtremes_jax.training.sharding import to_host
@@ -23,25 +28,38 @@ from xtremes_jax.training.sharding import to_host
 logger = logging.getLogger(__name__)
 
 _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
+_SECONDS_PER_HOUR = 3600
+
+
+def params_on_host(params: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Copies of parameters; every process takes part, as each may hold only parts of them."""
+    return {name: to_host(value) for name, value in params.items()}
 
 
 def export_run(directory: Path, network: Network, arguments: Arguments, corpus: Corpus, start: StartingPoint) -> None:
     """Writes config.json, model.safetensors, the processor's files and a model card without scores into `directory`.
 
-    Every process takes part, as each may hold only parts of the parameters; the first one writes, and the others wait.
+    Every process takes part; the first one writes, and the others wait.
     """
-    params = {name: to_host(value) for name, value in (network.trainable | network.frozen).items()}
-    from_first(lambda: _write(directory, params, network, arguments, corpus, start))
+    params = params_on_host(network.trainable | network.frozen)
+
+    def write() -> None:
+        facts = card_facts(directory, arguments, corpus, {}, start)
+        write_model(directory, params, network, corpus, start, facts)
+        logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
+
+    from_first(write)
 
 
-def _write(
+def write_model(
     directory: Path,
     params: dict[str, np.ndarray],
     network: Network,
-    arguments: Arguments,
     corpus: Corpus,
     start: StartingPoint,
+    facts: CardFacts,
 ) -> None:
+    """Writes a repository with these parameters, in this process; of the network its architecture alone is used."""
     names, tokenizer, config = corpus.label_names, corpus.tokenizer, network.config
     translation = isinstance(config, TranslationConfig)
     speech = config.encoder if translation else config
@@ -54,27 +72,53 @@ def _write(
         tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
         preprocessor=start.preprocessor | {"return_attention_mask": speech.mask_padding},
         id2label=None if names is None else dict(enumerate(names)),
-        model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
+        model_card=model_card(facts),
         generation=network.generation.to_huggingface() if translation else None,
     )
-    logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
+    _write_eval_results(directory, facts)
 
 
 def write_card(
     directory: Path, arguments: Arguments, corpus: Corpus, results: dict[str, Any], start: StartingPoint
 ) -> None:
-    """Writes README.md, the model card, with the run's scores."""
-    text = model_card(_facts(directory, arguments, corpus, results, start))
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    """Writes README.md, the model card, with the run's scores, and the scores for programs."""
+    facts = card_facts(directory, arguments, corpus, results, start)
+    (directory / "README.md").write_text(model_card(facts), encoding="utf-8")
+    _write_eval_results(directory, facts)
 
 
-def _facts(
-    directory: Path, arguments: Arguments, corpus: Corpus, results: dict[str, Any], start: StartingPoint
+def _write_eval_results(directory: Path, facts: CardFacts) -> None:
+    """Writes `.eval_results/<task>.yaml`, in place of what an earlier export has left there."""
+    folder = directory / hub.EVAL_RESULTS
+    for path in folder.glob("*.yaml"):
+        path.unlink()
+    if (found := eval_results(facts)) is not None:
+        folder.mkdir(exist_ok=True)
+        (folder / found[0]).write_text(found[1], encoding="utf-8")
+
+
+def card_facts(
+    directory: Path,
+    arguments: Arguments,
+    corpus: Corpus,
+    results: dict[str, Any],
+    start: StartingPoint,
+    progress: tuple[int, int] | None = None,
 ) -> CardFacts:
-    """What the model card says; of the prediction split's scores, or else of the evaluation split's."""
+    """What the model card says; of the prediction split's scores, or else of the evaluation split's.
+
+    Args:
+        directory: of the run.
+        arguments: of the run.
+        corpus: of the run.
+        results: scores by the names they have in `all_results.json`.
+        start: what the run started from.
+        progress: the step that the model is of, and the run's last; None for that of a finished run.
+    """
     task, data = arguments.selection.task, arguments.data
     role = "predict" if "predict_samples" in results else "eval"
     split = data.predict_split_name if role == "predict" else data.eval_split_name
+    most = data.max_predict_samples if role == "predict" else data.max_eval_samples
     languages = sorted(set(corpus.splits["train"].languages))
     metrics = {name: results[f"{role}_{name}"] for name in task.metrics if f"{role}_{name}" in results}
     per_language = {
@@ -99,20 +143,40 @@ def _facts(
         synthetic=corpus.synthetic,
         arguments=describe(arguments, only_changed=True),
         model_type=start.encoder_config["model_type"],
-        versions={"Python": platform.python_version()}
+        family=config_class_of(start.config).family.partition(",")[0],
+        clips={
+            prepared.name: (len(prepared), int(prepared.num_samples.sum()) / SAMPLE_RATE / _SECONDS_PER_HOUR)
+            for prepared in corpus.splits.values()
+        },
+        limited_to=_limit(corpus, role, most),
+        curve=_curve(directory / METRICS, task.metrics, progress),
+        best_step=None
+        if progress or results.get("model_step") != results.get("best_step")
+        else results.get("best_step"),
+        progress=progress,
+        versions={"Python": platform.python_version(), "xtremes_jax": __version__}
         | {name: importlib.metadata.version(name) for name in _VERSIONS_OF},
     )
 
 
-def push_run(directory: Path, arguments: Arguments) -> None:
-    """Uploads the output directory (`--push_to_hub`)."""
-    training = arguments.training
-    url = hub.push(
-        directory,
-        repo_id=training.hub_model_id or directory.resolve().name,
-        token=training.hub_token,
-        # Unset means the owner's own setting, which may well be private.
-        private=training.hub_private_repo or None,
-        commit_message=f"Fine-tuned on {arguments.data.dataset_config_name} with xtremes_jax",
-    )
-    logger.info("Uploaded to %s", url)
+def _limit(corpus: Corpus, role: str, most: int | None) -> int | None:
+    """To how many clips a scored split was cut, as `run.json` has it."""
+    is_cut = most is not None and role in corpus.splits and len(corpus.splits[role].raw.clip_names) >= most
+    return most if is_cut else None
+
+
+def _curve(path: Path, metrics: tuple[str, ...], progress: tuple[int, int] | None) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl` by step, up to that of the progress; an evaluation has the last training loss."""
+    rows: dict[int, dict[str, float]] = {}
+    for line in read_lines(path) if path.is_file() else ():
+        step = line.get("step", 0)
+        if progress is not None and step > progress[0]:
+            break
+        row = rows.setdefault(step, {"step": step, "epoch": line.get("epoch")})
+        names = {"train": ("loss",), "eval": [f"eval_{name}" for name in ("loss", *metrics)]}.get(line.get("kind"), ())
+        for name in names:
+            row[name if name.endswith("loss") else name.removeprefix("eval_")] = line.get(name)
+    loss = None
+    for row in rows.values():
+        loss = row["loss"] = row.get("loss", loss)
+    return list(rows.values())

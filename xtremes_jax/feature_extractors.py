@@ -12,7 +12,7 @@ from xtremes_jax.models.families import config_class_of
 from xtremes_jax.models.weights import read_json_object
 
 if TYPE_CHECKING:
-    from transformers import Wav2Vec2CTCTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 WAVEFORM = "Wav2Vec2FeatureExtractor"
 LOG_MEL = "SeamlessM4TFeatureExtractor"
@@ -91,7 +91,7 @@ def new_preprocessor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_processor(
     directory: Path,
-    tokenizer: "Wav2Vec2CTCTokenizer | None",
+    tokenizer: "PreTrainedTokenizerBase | None",
     preprocessor: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> None:
@@ -99,7 +99,7 @@ def write_processor(
 
     Args:
         directory: where to.
-        tokenizer: of CTC's characters.
+        tokenizer: of CTC's characters, or of a decoder: the speech encoder's processor takes any.
         preprocessor: as `read_preprocessor` returns it.
         config: contents of config.json, which names the family.
     """

@@ -1,5 +1,5 @@
-"""Everything between a run and a Hugging Face repository: finding a model, its configuration and tokenizer; writing a
-directory that Transformers loads unchanged; the push.
+"""Models as Hugging Face repositories: finding one, its configuration and tokenizer; writing a directory that
+Transformers loads unchanged, and which of its files may leave the machine.
 
 Tokens are passed on to the client and appear in no message, file or log.
 """
@@ -52,9 +52,11 @@ _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "mode
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
-_PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES)
+EVAL_RESULTS = huggingface_hub.constants.EVAL_RESULTS_FOLDER
+"""Folder of a model's scores for programs."""
+_PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml")
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
 
 def resolve_model(
@@ -182,7 +184,7 @@ def export(
     """Write a repository that Transformers loads unchanged: configuration, weights, feature extractor, tokenizer, card.
 
     With a tokenizer it is a CTC model (`AutoModelForCTC`, `AutoProcessor`) or, with `generation` beside it, one that
-    translates (`AutoModelForSpeechSeq2Seq`, `AutoFeatureExtractor`, `AutoTokenizer`); without one a classifier
+    translates (`AutoModelForSpeechSeq2Seq`, `AutoProcessor`); without one a classifier
     (`AutoModelForAudioClassification`, `AutoFeatureExtractor`). `pipeline()` takes all of them. A retrieval model is a
     classifier to Transformers, whose logits, divided by their norm, are the embeddings. Each file is written aside and
     renamed into place. What an earlier export left of these files is removed; other files are left alone.
@@ -206,12 +208,8 @@ def export(
     content = dict(config) if generation is not None else _complete_config(config, tokenizer, id2label, tensors)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=directory))
     try:
-        if generation is None:
-            write_processor(staging, tokenizer, preprocessor, content)
-        else:
-            # One processor class for the two would tie them to a kind of tokenizer; `pipeline()` wants none.
-            write_processor(staging, None, preprocessor, content)
-            tokenizer.save_pretrained(staging)
+        write_processor(staging, tokenizer, preprocessor, content)
+        if generation is not None:
             _write_json(staging / "generation_config.json", generation)
         _write_json(staging / "config.json", content)
         (staging / "README.md").write_text(model_card, encoding="utf-8")
@@ -260,51 +258,16 @@ def _complete_config(
     return content
 
 
-def push(
-    directory: Path,
-    *,
-    repo_id: str,
-    token: str | None,
-    private: bool | None,
-    commit_message: str,
-    endpoint: str | None = None,
-) -> str:
-    """Upload what `export` wrote and the run's scores (`*_results.json`); the repository is made if absent.
+def files_to_push(directory: Path) -> list[str]:
+    """What of a run's directory goes to the hub, by name: what `export` wrote, and the scores (`*_results.json`).
 
-    Nothing else of the directory is sent: predictions, lists of skipped clips, logs and checkpoints stay here.
-
-    Args:
-        directory: as `export` wrote it.
-        repo_id: `name` or `owner/name`.
-        token: needs write access; None means the one of `hf auth login`.
-        private: None leaves the choice to the owner's settings on the hub.
-        commit_message: first line of the commit.
-        endpoint: address of the hub; None means `HF_ENDPOINT` or huggingface.co.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        InputError: the hub cannot be reached, or refuses.
+    Nothing else does: predictions, lists of skipped clips, logs and checkpoints hold transcripts and paths.
     """
-    directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{directory} has no config.json: there is no exported model to push.")
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=_checked_token(token))
-    with _explained(repo_id, token):
-        # The full name comes back: "name" alone becomes "owner/name".
-        full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=full_name,
-            folder_path=directory,
-            commit_message=commit_message,
-            allow_patterns=list(_PUSHED),
-            ignore_patterns=["*/*"],  # a star in a pattern also stands for slashes
-        )
-    return commit.commit_url
+    found = {path for pattern in _PUSHED for path in Path(directory).glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory).as_posix() for path in found)
 
 
-def _checked_token(token: str | None) -> str | None:
+def checked_token(token: str | None) -> str | None:
     """The token, which must be fit for a header: HTTP libraries quote an unfit one in their error messages."""
     if token is not None and (
         not token or not token.isascii() or any(c.isspace() or not c.isprintable() for c in token)
@@ -318,7 +281,7 @@ def _checked_token(token: str | None) -> str | None:
 @contextmanager
 def _explained(repo_id: str, token: str | None) -> Iterator[None]:
     """Turn the hub client's errors into InputErrors that say what to do."""
-    _checked_token(token)
+    checked_token(token)
     with_token = (
         "the token given" if token else "no token was given (--hub_token), and that of `hf auth login`, if any,"
     )
@@ -344,9 +307,9 @@ def _explained(repo_id: str, token: str | None) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        reason = f"{with_token} may be invalid, or lack write access" if status in (401, 403) else "try again later"
+        reason = f"{with_token} may be invalid, or lack access" if status in (401, 403) else "try again later"
         raise InputError(f"The hub answered {status} for {repo_id}: {reason}.") from error
-    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
-        # An upload that fails in a worker thread arrives wrapped, with the reason inside.
+    except (HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+        # What fails in a worker thread of the client arrives wrapped, with the reason inside.
         reasons = "; ".join(f"{type(e).__name__}: {e}" for e in (error, error.__cause__) if e is not None)
         raise InputError(f"{repo_id}: the exchange with the hub failed ({reasons}).") from error

@@ -12,9 +12,10 @@ from xtremes_jax.arguments import Arguments, describe, steps_between
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.course import BatchSplit, Course
 from xtremes_jax.evaluation.report import RunLog
+from xtremes_jax.publishing import Uploads
 from xtremes_jax.resuming import labels_of
 from xtremes_jax.run_directory import RunDirectory
-from xtremes_jax.scoring import Scorer
+from xtremes_jax.scoring import Scorer, results_of
 from xtremes_jax.startup import StartUp
 from xtremes_jax.together import Together
 from xtremes_jax.training.loop import Hooks, Schedule
@@ -23,6 +24,9 @@ from xtremes_jax.training.processes import from_first
 from xtremes_jax.training.signals import StopRequest
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.training.watchdog import Watchdog
+
+Publish = Callable[[TrainState, int, dict[str, Any]], None]
+"""Takes the state of a checkpoint, its step, and the scores there by the names that `all_results.json` has for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Surroundings:
     together: Together
     startup: StartUp
     watchdog: Watchdog
+    uploads: Uploads | None = None
+    """To the hub, in the process that makes them."""
 
     def enter(self, phase: str) -> None:
         """Enters a phase of the run, unless a signal has come.
@@ -85,17 +91,24 @@ def make_hooks(
     scorer: Scorer | None,
     around: Surroundings,
     started: Callable[[FitReport], None],
+    publish: Publish | None = None,
 ) -> Hooks:
-    """What the loop does besides steps. The course's `best` is kept up to date."""
+    """What the loop does besides steps. The course's `best` is kept up to date.
+
+    `publish` is called with each checkpoint, after it: with the scores of its step, if there was an evaluation.
+    """
     training, task = arguments.training, arguments.selection.task
+    latest: dict[int, dict[str, Any]] = {}
 
     def evaluate(state: TrainState, step: int, epoch: float) -> float | None:
         left = around.watchdog.enter("evaluating")
         scored = scorer(state.trainable, state.frozen)
         around.watchdog.enter(left)
         with around.stop.deferred():  # once it is written, the evaluation is no longer owed
-            log.write("eval", step, epoch, {f"eval_{name}": value for name, value in scored.metrics.items()})
+            log.write("eval", step, epoch, results_of("eval", scored))
             console.show_evaluation(step, epoch, scored, task)  # at a level that only the first process shows
+        latest.clear()
+        latest[step] = results_of("eval", scored)
         return scored.metrics.get(training.metric_for_best_model)
 
     def save(state: TrainState, step: int, score: float | None, note: Note) -> None:
@@ -115,6 +128,8 @@ def make_hooks(
         log.sync()
         left = around.watchdog.enter("handing a checkpoint over")
         course.checkpoints.save(step, state, progress)
+        if publish is not None and around.stop.received is None:  # who is asked to stop has no time for that
+            publish(state, step, latest.get(step, {}))
         around.watchdog.enter(left)
 
     def write_log(step: int, epoch: float, values: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""README.md of an exported model: what it is, how well it does per language, how it was trained.
+"""What an exported model says of itself: README.md for people, and its scores for programs.
 
-The front matter follows https://huggingface.co/docs/hub/model-cards. Tokens and local paths, which
-name a person's account or machine, are left out.
+The front matter follows https://huggingface.co/docs/hub/model-cards, the files in `.eval_results`
+https://huggingface.co/docs/hub/eval-results. Tokens and local paths, which name a person's account or machine, are left
+out.
 """
 
 import re
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
 
 _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
@@ -38,11 +40,14 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 _WHAT = {
-    "ctc": "A wav2vec 2.0 model for speech recognition",
-    "classification": "A wav2vec 2.0 model for audio classification",
-    "translation": "A wav2vec 2.0 encoder and an mBART decoder for speech translation into English",
-    "retrieval": "A wav2vec 2.0 model for speech retrieval",
+    "ctc": "A {} model for speech recognition",
+    "classification": "A {} model for audio classification",
+    "translation": "A {} encoder and an mBART decoder for speech translation into English",
+    "retrieval": "A {} model for speech retrieval",
 }
+_MOST_ROWS = 20
+"""Of the training curve."""
+_SYNTHETIC = "synthetic speech"
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,74 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     model_type: str = "wav2vec2"
     """What the encoder's config.json calls its family."""
+    family: str = "wav2vec 2.0"
+    """What people call it."""
+    clips: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    """Split -> its clips that were used, and their hours."""
+    limited_to: int | None = None
+    """Clips of the scored split, where it was cut to so many."""
+    curve: Sequence[Mapping[str, float]] = ()
+    """The course of training: `step`, and of `epoch`, `loss`, `eval_loss` and the metrics what was measured there."""
+    best_step: int | None = None
+    """Of the checkpoint that the model is, where that is not the last."""
+    progress: tuple[int, int] | None = None
+    """The step that the model is of, and the run's last, while it trains."""
 
 
 def model_card(facts: CardFacts) -> str:
-    """The text of README.md: YAML front matter, results per language, use, training arguments, versions."""
+    """The text of README.md: YAML front matter, results per language, use, data, the training curve, arguments,
+    versions."""
     sections = [f"---\n{_front_matter(facts)}\n---", _introduction(facts)]
     if facts.metrics:
         sections.append(_results(facts))
     sections.append(_usage(facts))
+    if facts.clips:
+        rows = [(f"`{split}`", clips, f"{hours:.2f}") for split, (clips, hours) in facts.clips.items()]
+        lead = f"`{_data_name(facts)}` (`{facts.dataset_config_name}`), {_speech(facts)}:"
+        sections.append(f"## Data\n\n{lead}\n\n" + _table(("split", "clips", "hours"), rows))
+    if facts.curve:
+        sections.append(_curve(facts))
     arguments = {name: value for name, value in facts.arguments.items() if name not in _PRIVATE_ARGUMENTS}
     if arguments:
         rows = [(f"`{name}`", _public(value)) for name, value in sorted(arguments.items()) if value is not None]
         sections.append("## Training arguments\n\n" + _table(("argument", "value"), rows))
     if facts.versions:
         sections.append("## Versions\n\n" + _table(("package", "version"), list(facts.versions.items())))
-    # The last word on tokens, wherever in the facts one may have been.
-    return _TOKEN.sub("hf_***", "\n\n".join(sections) + "\n")
+    return _without_tokens("\n\n".join(sections) + "\n")
+
+
+def eval_results(facts: CardFacts) -> tuple[str, str] | None:
+    """Name and text of the file in `.eval_results`: each metric on average, then by language; None without any.
+
+    A data set that is not on the hub stands there by its name alone, which its notes say.
+    """
+    if not facts.metrics:
+        return None
+    subset = facts.dataset_config_name.partition(".")[0]
+    scores = {facts.dataset_config_name: facts.metrics}
+    for language, values in facts.per_language.items():
+        scores.setdefault(f"{subset}.{language}", values)
+    notes = f"xtremes_jax, split {facts.split}" + (f", its first {facts.limited_to} clips" if facts.limited_to else "")
+    if facts.progress:
+        notes += f", after step {facts.progress[0]} of {facts.progress[1]}"
+    if not _is_hub_id(facts.dataset_name):
+        notes += "; the data set is not on the hub"
+    if facts.synthetic:
+        notes += "; SYNTHETIC SPEECH, which says nothing about real speech"
+    entries = [
+        EvalResultEntry(
+            dataset_id=_data_name(facts), task_id=f"{config}_{name}", value=round(float(value), 6), notes=notes
+        )
+        for config, values in scores.items()
+        for name, value in values.items()
+        if value is not None
+    ]
+    return f"{facts.task}.yaml", _without_tokens(yaml_dump(eval_result_entries_to_yaml(entries)))
+
+
+def _without_tokens(text: str) -> str:
+    """The last word on tokens, wherever in the facts one may have been."""
+    return _TOKEN.sub("hf_***", text)
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -97,7 +154,7 @@ def _front_matter(facts: CardFacts) -> str:
         EvalResult(
             task_type=pipeline_tag,
             dataset_type=facts.dataset_name if _is_hub_id(facts.dataset_name) else data_name,
-            dataset_name=f"{data_name} (synthetic speech)" if facts.synthetic else data_name,
+            dataset_name=f"{data_name} ({_SYNTHETIC})" if facts.synthetic else data_name,
             dataset_config=facts.dataset_config_name,
             dataset_split=facts.split,
             metric_type=name,
@@ -122,11 +179,16 @@ def _front_matter(facts: CardFacts) -> str:
 def _introduction(facts: CardFacts) -> str:
     parents = [f"`{_public(name)}`" for name in (facts.base_model, facts.decoder_model) if name]
     origin = f"fine-tuned from {' and '.join(parents)}" if parents else "trained from random weights"
-    text = f"# {_public(facts.model_name)}\n\n{_WHAT[facts.kind]} (XTREME-S task `{facts.task}`), {origin} on "
+    what = _WHAT[facts.kind].format(facts.family)
+    text = f"# {_public(facts.model_name)}\n\n{what} (XTREME-S task `{facts.task}`), {origin} on "
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
+    if facts.languages:
+        text += f" Languages: {', '.join(facts.languages)}."
+    if facts.progress:
+        text += "\n\n**Training is in progress**: this is the model after step {} of {}.".format(*facts.progress)
     if facts.synthetic:
         text += (
-            "\n\n**The data is synthetic speech**, made by a text-to-speech program. The figures below show that the "
+            f"\n\n**The data is {_SYNTHETIC}**, made by a text-to-speech program. The figures below show that the "
             "program works; they say nothing about real speech."
         )
     return text
@@ -138,21 +200,57 @@ def _results(facts: CardFacts) -> str:
         (language, *(_figure(scores.get(name)) for name in names)) for language, scores in facts.per_language.items()
     ]
     rows.append(("**all**", *(f"**{_figure(value)}**" for value in facts.metrics.values())))
-    speech = "synthetic speech" if facts.synthetic else "speech"
     how = "as the XTREME-S metric defines them"
     if facts.kind == "retrieval":
         how = "every utterance in another language looked for among all keys"
-    lead = f"On the `{facts.split}` split of `{_data_name(facts)}` ({speech}), {how}:"
+    part = f"first {facts.limited_to} clips of the " if facts.limited_to else ""
+    lead = f"On the {part}`{facts.split}` split of `{_data_name(facts)}` ({_speech(facts)}), {how}:"
     return f"## Results\n\n{lead}\n\n" + _table(("language", *names), rows)
+
+
+def _speech(facts: CardFacts) -> str:
+    return _SYNTHETIC if facts.synthetic else "speech"
+
+
+def _curve(facts: CardFacts) -> str:
+    """The course of training: the evaluations, or where there were none the log lines, thinned to what can be read."""
+    scored = [row for row in facts.curve if row.keys() - {"step", "epoch", "loss"}]
+    rows = _thinned(scored or facts.curve, facts.best_step)
+    names = {"step": "step", "epoch": "epoch", "loss": "training loss", "eval_loss": "evaluation loss"}
+    columns = [*names, *(name for name in dict.fromkeys(key for row in rows for key in row) if name not in names)]
+    columns = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    body = [tuple(_point(name, row.get(name)) for name in columns) for row in rows]
+    lead = "" if len(rows) == len(scored or facts.curve) else f"{len(rows)} of {len(scored or facts.curve)} rows. "
+    if facts.best_step is not None:
+        lead += f"The model is that of step {facts.best_step}, which was the best."
+    table = _table([names.get(name, name) for name in columns], body)
+    return "\n\n".join(part for part in ("## Training curve", lead.strip(), table) if part)
+
+
+def _thinned(rows: Sequence[Mapping[str, float]], best_step: int | None) -> list[Mapping[str, float]]:
+    """At most `_MOST_ROWS` rows, evenly spread, the first, the last and the best among them."""
+    if len(rows) <= _MOST_ROWS:
+        return list(rows)
+    best = [number for number, row in enumerate(rows) if row["step"] == best_step]
+    count = _MOST_ROWS - len(best)
+    kept = {round(place * (len(rows) - 1) / (count - 1)) for place in range(count)} | set(best)
+    return [rows[number] for number in sorted(kept)]
+
+
+def _point(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if name == "step" else f"{value:.2f}" if name == "epoch" else f"{value:.4f}"
 
 
 def _usage(facts: CardFacts) -> str:
     task = _PIPELINE_TAGS[facts.kind]
+    name = facts.model_name if _is_hub_id(facts.model_name) else "PATH_OR_ID"
     if facts.kind == "retrieval":
-        return _USE_OF_EMBEDDINGS
+        return _USE_OF_EMBEDDINGS.replace("PATH_OR_ID", name)
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'model = pipeline("{task}", model="PATH_OR_ID")\n'
+        f'model = pipeline("{task}", model="{name}")\n'
         'print(model({"raw": waveform, "sampling_rate": 16000}))  # waveform: float32 NumPy array, mono\n```'
     )
 

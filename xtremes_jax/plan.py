@@ -35,6 +35,7 @@ from xtremes_jax.planning.search import largest_that_fits
 from xtremes_jax.planning.topology import GIB, Target, find_target
 from xtremes_jax.scoring import make_scorer
 from xtremes_jax.starting import StartingPoint, starting_point
+from xtremes_jax.streams import say
 from xtremes_jax.together import Together
 from xtremes_jax.training.ahead import CompiledAhead, shape_of
 from xtremes_jax.training.devices import configure_jax
@@ -106,7 +107,7 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
         parts = _training_parts(planned, network, optimization, loader)
         parts += _scoring_parts(planned, network, optimization, corpus, skipped, parts[0])
         plan = _measure(arguments, target, network, optimization, loader, parts, steps, pairs=corpus.pairs is not None)
-    print(as_text(plan), flush=True)
+    say(as_text(plan))
     found = as_json(plan) | {"arguments": describe(planned, only_changed=True)}
     if flags.json is not None:
         write_atomically(Path(flags.json), json.dumps(found, indent=2) + "\n")

@@ -18,6 +18,7 @@ from xtremes_jax.evaluation.benchmark import (
 )
 from xtremes_jax.evaluation.metrics import bleu_groups
 from xtremes_jax.run_record import read_run
+from xtremes_jax.streams import say
 
 _SPECIAL = re.compile(r"[\\|*`<\[]")
 """What Markdown would obey: languages are called as their data call them."""
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(FORMATS[arguments.format](rows))
+    say(FORMATS[arguments.format](rows))
     return 0
 
 

@@ -20,10 +20,11 @@ from xtremes_jax.course import Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.predict import ScoredSplit
 from xtremes_jax.evaluation.report import RunLog, write_json
-from xtremes_jax.export import export_run, push_run, write_card
+from xtremes_jax.export import export_run, write_card
 from xtremes_jax.frontend_cache import check_process_count, open_frontend_cache, shapes_on_frames
-from xtremes_jax.looping import Surroundings, make_hooks, make_timetable, tensorboard_folder
+from xtremes_jax.looping import Publish, Surroundings, make_hooks, make_timetable, tensorboard_folder
 from xtremes_jax.optimization import Optimization, make_step
+from xtremes_jax.publishing import publish_checkpoint, uploading
 from xtremes_jax.resuming import resume
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.run_record import write_record
@@ -71,10 +72,11 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
         checkpoints=training.checkpoint_dir,
     )  # fmt: skip
     watchdog = Watchdog(training.stall_timeout, "preparing data")
-    with StopRequest(shared=several()) as stop, directory, watchdog:
+    publishing = uploading(arguments, directory.path, watchdog.beat)
+    with StopRequest(shared=several()) as stop, directory, watchdog, publishing as uploads:
         skipped = SkippedClips(directory.path, data.max_skipped_fraction)
         together = Together(stop, skipped, watchdog.beat)
-        around = Surroundings(directory, skipped, stop, together, startup, watchdog)
+        around = Surroundings(directory, skipped, stop, together, startup, watchdog, uploads)
         start, corpus = read_data(arguments, around)
         if data.preprocessing_only:
             logger.info("The data is prepared and cached; --preprocessing_only ends the run here.")
@@ -125,7 +127,7 @@ def train_and_export(
     around: Surroundings,
 ) -> tuple[Network, dict[str, Any]]:
     """The network with its last or best parameters, kept as a Transformers directory; and the train results."""
-    state, trained = train(arguments, network, corpus, scorers, around)
+    state, trained = train(arguments, start, network, corpus, scorers, around)
     network = dataclasses.replace(network, trainable=state.trainable, frozen=state.frozen)
     from_first(lambda: write_json(around.directory.path / "train_results.json", trained))
     around.enter("exporting the model")
@@ -169,13 +171,14 @@ def publish(
     if arguments.training.do_train:
         write_card(folder, arguments, corpus, results, start)
     console.show_results(results, arguments, corpus, folder)
-    if arguments.training.push_to_hub:
+    if around.uploads is not None:
         around.enter("uploading")
-        push_run(folder, arguments)
+        around.uploads.finish(f"Fine-tuned on {arguments.data.dataset_config_name} with xtremes_jax")
 
 
 def train(
     arguments: Arguments,
+    start: StartingPoint,
     network: Network,
     corpus: Corpus,
     scorers: dict[str, Scorer],
@@ -193,7 +196,7 @@ def train(
     course = make_course(arguments, network, corpus, around.directory)
     arguments = course.arguments
     with step_ahead(arguments, network, course.optimization, around) as step:
-        state, report = run_loop(arguments, network, corpus, course, step, scorers, around)
+        state, report = run_loop(arguments, start, network, corpus, course, step, scorers, around)
         around.watchdog.enter("finishing the checkpoints")
         if around.stop.received is not None:  # it may have come after the last step
             course.checkpoints.close()
@@ -205,12 +208,14 @@ def train(
         results |= read_results(around.directory.path, "train_results.json")
     if arguments.training.load_best_model_at_end:
         state = go_back_to_best(arguments.training.metric_for_best_model, course, state)
+    results["model_step"] = int(state.step)
     course.checkpoints.close()
     return state, results
 
 
 def run_loop(
     arguments: Arguments,
+    start: StartingPoint,
     network: Network,
     corpus: Corpus,
     course: Course,
@@ -249,6 +254,7 @@ def run_loop(
         hooks = make_hooks(
             arguments, corpus, course, log, bar, scorers.get("eval"), around,
             started=lambda report: around.startup.first_step(report, step),
+            publish=make_publish(arguments, start, corpus, network, course, around),
         )  # fmt: skip
         around.startup.mark("state")
         around.watchdog.enter("training")
@@ -264,6 +270,16 @@ def run_loop(
                 epoch_of=course.epoch_of,
                 note=note,
             )
+
+
+def make_publish(
+    arguments: Arguments, start: StartingPoint, corpus: Corpus, network: Network, course: Course, around: Surroundings
+) -> Publish | None:
+    """What uploads the model of each checkpoint, if that is wanted."""
+    if not arguments.training.push_to_hub or arguments.training.hub_strategy == "end":
+        return None
+    folder = around.directory.path
+    return functools.partial(publish_checkpoint, arguments, start, corpus, network, course, folder, around.uploads)
 
 
 def finish_writing(checkpoints: Checkpoints, stop: StopRequest) -> None:

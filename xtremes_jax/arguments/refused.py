@@ -152,8 +152,6 @@ REFUSED: dict[str, Refused] = {
     "save_on_each_node": Refused("all machines share one --output_dir, where checkpoints are written once"),
     "enable_jit_checkpoint": Refused("SIGTERM always saves a checkpoint", ("true",)),
     "restore_callback_states_from_checkpoint": Refused("there are no callbacks"),
-    "hub_strategy": Refused("the finished run is uploaded once", ("end",)),
-    "hub_always_push": Refused("the finished run is uploaded once"),
     "hub_revision": Refused("the upload goes to the repository's main branch", ("none", "main")),
     "push_to_hub_model_id": Refused("give the repository's whole name with --hub_model_id"),
     "push_to_hub_organization": Refused("give the repository's whole name with --hub_model_id"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xtremes_jax.arguments.flag import flag
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt")
+HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 LOG_LEVELS = ("passive", "debug", "info", "warning", "error", "critical")
 
 
@@ -206,7 +207,7 @@ class TrainingArguments:
     run_name: str | None = flag(
         None, "Folder of this run in TensorBoard's (unset: none of its own).", needs=("train", "tensorboard")
     )
-    push_to_hub: bool = flag(False, "Upload the finished output directory to the Hugging Face hub.")
+    push_to_hub: bool = flag(False, "Upload the model, its card and its scores to the Hugging Face hub.")
     hub_model_id: str | None = flag(
         None, "Repository to upload to (unset: named like the output directory).", needs=("push",)
     )
@@ -216,7 +217,23 @@ class TrainingArguments:
         old=("push_to_hub_token",),
         scoring=True,
     )
-    hub_private_repo: bool = flag(False, "Make a repository that does not exist yet private.", needs=("push",))
+    hub_private_repo: bool | None = flag(
+        None,
+        "Whether a repository that does not exist yet is made private (unset: as the owner's settings on the hub say).",
+        needs=("push",),
+    )
+    hub_strategy: str = flag(
+        "every_save",
+        "When to upload, and what: the finished run (end), the model of every checkpoint too (every_save), with that "
+        "also the newest checkpoint, as last-checkpoint (checkpoint), or all of them (all_checkpoints).",
+        choices=HUB_STRATEGIES,
+        needs=("train", "push"),
+    )
+    hub_always_push: bool = flag(
+        False,
+        "Upload every checkpoint's model, however many wait for an upload that is under way (else the newest does).",
+        needs=("train", "push"),
+    )
     fsdp_devices: int = flag(
         1, "Devices that share one copy of the parameters; must divide their number (ours).", at_least=1, scoring=True
     )

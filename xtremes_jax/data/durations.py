@@ -23,6 +23,7 @@ from xtremes_jax.data.cache import default_cache_dir, write_atomically
 from xtremes_jax.errors import InputError
 from xtremes_jax.processors import available_cpus
 from xtremes_jax.small_files import read_object
+from xtremes_jax.streams import STDERR
 
 if TYPE_CHECKING:
     from xtremes_jax.data.sources import RawSplit
@@ -131,7 +132,7 @@ def _probe_rows(
     probed: set[str] = set()
     bar = tqdm(
         _in_chunks(pool, lambda chunk: _probe_chunk(raw, chunk), rows),
-        f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False,
+        f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False, file=STDERR,
     )  # fmt: skip
     for row, (info, file) in zip(rows, bar, strict=True):
         beat()

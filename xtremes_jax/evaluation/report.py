@@ -127,7 +127,7 @@ class RunLog:
         """Writes `nonfinite.jsonl`, in place of an earlier one: the last `count` steps and their clips; its path."""
         path = self.path.with_name("nonfinite.jsonl")
         if self._writes:
-            steps = _whole_lines(self.path.with_name("batches.jsonl"))
+            steps = read_lines(self.path.with_name("batches.jsonl"))
             write_jsonl(path, (row for row in steps if step - count < row.get("step", 0) <= step))
         return path
 
@@ -168,11 +168,12 @@ def _continued(path: Path, step: int, without: str | None = None) -> TextIO:
         return 0 < step and (at < step or (at == step and (without is None or row.get("kind") != without)))
 
     if path.exists():
-        write_jsonl(path, [row for row in _whole_lines(path) if stays(row)])
+        write_jsonl(path, [row for row in read_lines(path) if stays(row)])
     return path.open("a", encoding="utf-8")
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines, without those that are torn."""
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)

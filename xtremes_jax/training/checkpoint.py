@@ -184,6 +184,18 @@ class Checkpoints:
         folder = self.directory / str(step)
         return next(filter(None, (damage(folder / item, contents=contents) for item in _ITEMS)), None)
 
+    def is_complete(self, step: int) -> bool:
+        """Whether all of a checkpoint is on the disk; of this process alone, in any of its threads.
+
+        Raises:
+            FileNotFoundError: it has gone: there are later ones.
+        """
+        if self._damage(step, contents=False) is None:
+            return True
+        if any(path.name.isdigit() and int(path.name) > step for path in self.directory.iterdir()):
+            raise FileNotFoundError(f"the checkpoint of step {step} has been removed (--save_total_limit)")
+        return False
+
     def newest_sound(self) -> int | None:
         """Global step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
 

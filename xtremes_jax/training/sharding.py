@@ -1,6 +1,7 @@
 """The device mesh and where parameters, optimizer state and batches lie on it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -68,9 +69,14 @@ def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
 def to_host(array: jax.Array) -> np.ndarray:
     """The whole array, in every process; all of them have to ask."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
-        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(lambda part: part, out_shardings=whole)(array)
+        array = _gathering(array.sharding.mesh)(array)
     return np.asarray(jax.device_get(array))
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """What makes an array whole in every process; one function, so that each shape is compiled once in a run."""
+    return jax.jit(lambda part: part, out_shardings=replicated(mesh))
 
 
 def tree_sharding(mesh: Mesh, tree):
