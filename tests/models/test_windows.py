@@ -91,7 +91,7 @@ def test_frames_that_a_window_does_not_reach_are_cut_off_whatever_the_stride():
     ("chunk", "strides", "said"),
     [
         (0, None, "chunk_length_s is 0"), (-1, None, "chunk_length_s is -1"), (True, None, "chunk_length_s is True"),
-        (float("nan"), None, "chunk_length_s is nan"), 
+        (float("nan"), None, "chunk_length_s is nan"),
         (1, -1, "stride_length_s is -1"), (1, (0.1, 0.1, 0.1), r"stride_length_s is \(0.1, 0.1, 0.1\)"), (1, (), "one"),
         (1, 0.5, "50 frames of this model .0.02 s each., and its strides take 25 and 25 of them"),
         (0.01, 0, "is 0 frames"), (0.02, 0, "strides take 0 and 1"),

@@ -368,8 +368,8 @@ def _span(file: soundfile.SoundFile, segment: Segment | None, in_pieces: bool) -
         return start, stop - start
     if stop - start > MAX_SECONDS * rate:
         raise InputError(
-            f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip. Transcribe it in "
-            "windows (chunk_length_s), or cut it"
+            f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip. Cut it, or "
+            "transcribe it in windows (chunk_length_s)"
         )
     if (stop - start) * file.channels > MAX_VALUES:
         raise InputError(

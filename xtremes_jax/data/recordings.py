@@ -1,4 +1,4 @@
-"""Long recordings on the host: read once, from the start on, and cut into overlapping windows on the way. NumPy only."""
+"""Long recordings on the host: read once, from the start on, and cut into overlapping windows on the way."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Recording:
 def read_windows(
     recordings: Sequence[Recording], wanted: Sequence[tuple[int, int] | None]
 ) -> Iterator[np.ndarray | InputError | None]:
-    """The audio of some windows, in order; a recording is opened once, and no more of it kept than a window and a piece.
+    """The audio of some windows, in order; each recording is opened once, and a window and a piece of it kept at most.
 
     Args:
         recordings: that the windows are of.
@@ -66,7 +66,6 @@ class _Reader:
         """Samples `start` to `stop`; neither may be less than in the last call."""
         if self._pieces is None:
             self._pieces = self._open()
-        # Float as soon as one piece is: the first is the empty one above.
         parts, end = [self._held[start - self._start :]], self._start + len(self._held)
         while end < stop:
             piece = next(self._pieces, None)
@@ -74,7 +73,7 @@ class _Reader:
                 raise InputError(self._says(end))
             parts.append(piece[max(0, start - end) :])
             end += len(piece)
-        self._held, self._start = np.concatenate(parts[not len(parts[0]) and len(parts) > 1 :]), start
+        self._held, self._start = np.concatenate(parts), start
         if stop == self._promised:
             end += sum(map(len, self._pieces))
             if end > stop + RESAMPLER_SLACK:
