@@ -4,6 +4,7 @@ Every window is a clip of its own to the model, normalised by itself. Batches ha
 recordings; of a recording no more is held than a window and a minute of audio, and what its decoder keeps of a frame.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,15 +68,24 @@ class WindowBatches:
     def read(self, index: int = 0, count: int = 1) -> Iterator[tuple[list, np.ndarray, np.ndarray]]:
         """Batches in order: what `read_windows` has found of each row, audio `[rows, samples]` and lengths `[rows]`.
 
+        A thread reads one batch ahead.
+
         Args:
             index, count: this process's of all; it gets every batch's `index`th part of `count`, and reads no others.
         """
         part = self.rows // count
         mine = [self.batch(number)[index * part : (index + 1) * part] for number in range(len(self))]
         found = read_windows(self._recordings, [place for places in mine for place in places])
-        for _ in mine:
-            rows = [next(found) for _ in range(part)]
-            yield rows, *pad_windows(rows, self.windowing.length, self.dtype)
+
+        def next_batch() -> tuple[list, np.ndarray, np.ndarray]:
+            rows = list(itertools.islice(found, part))
+            return rows, *pad_windows(rows, self.windowing.length, self.dtype)
+
+        with ThreadPoolExecutor(1, "windows") as pool:
+            ahead = pool.submit(next_batch)
+            for _ in mine:
+                batch, ahead = ahead.result(), pool.submit(next_batch)
+                yield batch
 
     def window(self, place: Place) -> Window:
         """The window at a place."""
@@ -178,22 +188,15 @@ class WindowLoader:
     def __iter__(self) -> Iterator[LoadedBatch]:
         """One pass, read one batch ahead."""
         index, count = self._process
-        host = self.batches.read(index, count)
         told: set[int] = set()
-        with ThreadPoolExecutor(1, "windows") as pool:
-            ahead = pool.submit(next, host, None)
-            for step in range(len(self)):
-                rows, samples, lengths = ahead.result()
-                ahead = pool.submit(next, host, None)
-                places = self.batches.batch(step)
-                first = index * len(rows)
-                mine = places[first : first + len(rows)]
-                skipped = self._skipped(mine, rows, told)
-                ids = [
-                    self._id(place) if isinstance(row, np.ndarray) else -1
-                    for place, row in zip(mine, rows, strict=True)
-                ]
-                yield self._loaded(step, places, _as_batch(samples, lengths, ids), skipped)
+        for step, (rows, samples, lengths) in enumerate(self.batches.read(index, count)):
+            places = self.batches.batch(step)
+            mine = places[index * len(rows) : (index + 1) * len(rows)]
+            ids = [
+                self._id(place if isinstance(row, np.ndarray) else None) for place, row in zip(mine, rows, strict=True)
+            ]
+            batch = _as_batch(samples, lengths, ids)
+            yield self._loaded(step, places, batch, self._skipped(mine, rows, told))
 
     def _loaded(
         self, step: int, places: list[Place | None], batch: Batch, skipped: tuple[SkippedClip, ...]
