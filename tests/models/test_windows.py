@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +11,16 @@ from models.conftest import LAYOUTS
 from models.family_models import variant
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import PRESETS, windowing
+from xtremes_jax.models import (
+    PRESETS,
+    abstract_model,
+    flatten_params,
+    log_mel,
+    merge,
+    split_params,
+    unflatten_params,
+    windowing,
+)
 from xtremes_jax.models.windows import samples_per_frame
 
 ADAPTERS = [
@@ -105,3 +115,43 @@ def test_lengths_that_make_no_windows_are_refused(chunk, strides, said):
 def test_all_published_shapes_have_frames_of_a_fiftieth_of_a_second():
     assert {samples_per_frame(config) for config in PRESETS.values()} == {320}
     assert np.prod(PRESETS["base"].conv_stride) == 320
+
+
+WITH_ADAPTER = {"add_adapter": True, "num_adapter_layers": 2}
+NEARSIGHTED = {
+    "wav2vec2": LAYOUTS["layer"],
+    "adapter": variant("unispeech", num_hidden_layers=1, **WITH_ADAPTER),
+    "data2vec": variant("data2vec", num_hidden_layers=1),
+    "conformer": variant("conformer-none", num_hidden_layers=1),
+    "bert": variant("bert", num_hidden_layers=1),
+    "bert-adapter": variant("bert", num_hidden_layers=1, **WITH_ADAPTER),
+}
+
+
+@pytest.mark.parametrize("name", NEARSIGHTED)
+def test_joined_logits_of_a_model_that_sees_no_farther_than_the_strides_are_those_of_one_pass(
+    name, rng, random_params, monkeypatch
+):
+    """Attention adds nothing, and there are no statistics of a clip: a frame depends on some twenty others alone."""
+    monkeypatch.setattr(log_mel, "_normalize", lambda x, counted: 0.1 * x)
+    config = dataclasses.replace(NEARSIGHTED[name], head="ctc", normalize_waveform=False)
+    graphdef, _ = split_params(abstract_model(config))
+    params = flatten_params(random_params(config, rng))
+    shut = [path for path in params if ".out_proj." in path or ".linear_out." in path]
+    assert shut
+    params = unflatten_params(params | {path: 0 * params[path] for path in shut})
+    run = jax.jit(lambda params, audio, lengths: merge(graphdef, params)(audio, lengths).logits)
+
+    hop = samples_per_frame(config)
+    cut = windowing(config, 80 * hop / 16_000, (24 * hop / 16_000, 20 * hop / 16_000))
+    clip = rng.integers(-9000, 9000, 301 * hop + 137).astype(np.int16)
+    windows = cut.plan(len(clip))
+    rows = np.zeros((len(windows), cut.length), np.int16)
+    for row, window in zip(rows, windows, strict=True):
+        row[: window.stop - window.start] = clip[window.start : window.stop]
+    lengths = np.array([window.stop - window.start for window in windows], np.int32)
+    logits = np.asarray(run(params, rows, lengths))
+    joined = [row[window.first : window.last] for row, window in zip(logits, windows, strict=True)]
+    expected = np.asarray(run(params, clip[None], np.array([len(clip)], np.int32)))[0]
+    assert len(windows) == 8
+    np.testing.assert_allclose(np.concatenate(joined), expected, atol=2e-5)
