@@ -18,7 +18,7 @@ from xtremes_jax.loading import Model
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), train=80)
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train=120)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def recogniser(corpus, tmp_path_factory) -> Path:
     """A model that has learned the letters of the tones."""
     output = tmp_path_factory.mktemp("recogniser")
     changes = dict(
-        max_steps=160, learning_rate=5e-3, per_device_train_batch_size=8, mask_time_prob=0, attention_dropout=0,
-        hidden_dropout=0, feat_proj_dropout=0, layerdrop=0, logging_steps=40, save_strategy="no",
+        max_steps=300, learning_rate=5e-3, per_device_train_batch_size=8, mask_time_prob=0, attention_dropout=0,
+        hidden_dropout=0, feat_proj_dropout=0, layerdrop=0, logging_steps=100, save_strategy="no",
     )  # fmt: skip
     assert train.main(flags(corpus, output, "mls.all", **changes)) == 0
     return output
