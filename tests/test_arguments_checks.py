@@ -462,3 +462,43 @@ def test_limits_of_translations_count_without_scoring_too():
     given = "--do_train --predict_with_generate False --generation_num_beams 4 --generation_max_length 90"
     notes = parse_arguments(f"{TRANSLATE} {given}".split()).notes
     assert not any("generation_" in note for note in notes)
+
+
+# ---- windows ----
+
+
+def test_strides_are_one_number_or_two(tmp_path):
+    assert parse("--chunk_length_s 20 --do_eval").training.stride_length_s is None
+    assert parse("--chunk_length_s 20 --stride_length_s 4 --do_eval").training.stride_length_s == (4.0,)
+    assert parse("--chunk_length_s 20 --stride_length_s 4 2.5 --do_eval").training.stride_length_s == (4.0, 2.5)
+    for written, read in ((4, (4.0,)), ([4, 0.5], (4.0, 0.5))):
+        path = tmp_path / "flags.json"
+        path.write_text(json.dumps({"chunk_length_s": 20, "stride_length_s": written}))
+        assert parse_arguments([str(path), *shlex.split(f"{BASE} --task mls")]).training.stride_length_s == read
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--stride_length_s 4", "needs --chunk_length_s"),
+        ("--chunk_length_s 0", "greater than 0"),
+        ("--chunk_length_s 20 --stride_length_s -1", "-1 is out of range: it must be at least 0"),
+        ("--chunk_length_s 20 --stride_length_s 1 inf", "inf is not a finite number"),
+        ("--chunk_length_s 20 --stride_length_s some", 'must be a number, not "some"'),
+        ("--chunk_length_s 20 --stride_length_s", "give one number for both ends of a window, or left and right"),
+        ("--chunk_length_s 20 --stride_length_s 1 1 1", "give one number for both ends of a window, or left and right"),
+        ("--chunk_length_s 5 --stride_length_s 3", "leaves nothing of windows of 5 s"),
+        ("--chunk_length_s 5 --stride_length_s 4 1", "4 1 leaves nothing of windows of 5 s"),
+    ],
+)
+def test_windows_of_which_nothing_is_left_are_refused(given, message):
+    with pytest.raises(InputError) as error:
+        parse(f"{given} --do_eval")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--chunk_length_s 20", "--stride_length_s 4"])
+@pytest.mark.parametrize("task", ["covost2", "minds14", "fleurs-lang_id", "fleurs-retrieval"])
+def test_windows_are_refused_where_there_are_no_logits_to_join(flag, task):
+    with pytest.raises(InputError, match=f"{flag.split()[0]} joins windows on the logits of CTC, which {task}, a task"):
+        parse_evaluate_arguments(shlex.split(f"--model_name_or_path x --output_dir out --task {task} {flag}"))

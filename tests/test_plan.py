@@ -218,6 +218,15 @@ def test_seconds_that_hold_a_batch_exactly_hold_it(linear):
     assert [bucket["rows"] for bucket in found["buckets"]] == [3, 3]
 
 
+def test_windows_of_what_is_too_long_for_one_pass_have_a_program_of_their_own(linear):
+    line = ["--per_device_eval_batch_size", "2", "--chunk_length_s", "1.5", "--stride_length_s", "0.25"]
+    found = planned("--planned_buckets", "1", "2", "--do_eval", *line)
+    shown = [
+        (bucket["seconds"], bucket["rows"], bucket["times"]) for bucket in found["buckets"] if bucket["role"] == "eval"
+    ]
+    assert shown == [(1.0, 2, 1), (1.5, 2, 2)], "two clips of 2 s are two windows each"
+
+
 def test_shapes_that_two_splits_share_are_compiled_once():
     def batch(rows, samples):
         return Batch(np.zeros((rows, samples)), *[np.zeros((rows, 1))] * 5)

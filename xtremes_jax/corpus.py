@@ -186,8 +186,12 @@ def load_corpus(
         "show_progress": not arguments.training.disable_tqdm,
         "beat": beat,
     }
+    in_windows = arguments.training.chunk_length_s is not None
     splits = {
-        role: prepare(split, purpose="train" if role == "train" else "score", **options) for role, split in raw.items()
+        role: prepare(split, purpose="train", **options)
+        if role == "train"
+        else prepare(split, purpose="score", in_pieces=in_windows, **options)
+        for role, split in raw.items()
     }
     skipped.begin(splits.values())
     if kind == "retrieval":

@@ -70,6 +70,8 @@ def _publish(arguments: Arguments, corpus: Corpus, scored: ScoredSplit, results:
 
 def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
     """What the scores are of."""
+    training, is_ctc = arguments.training, arguments.selection.task.kind == "ctc"
+    windows = {name: getattr(training, name) for name in ("chunk_length_s", "stride_length_s")}
     return {
         "model": arguments.model.model_name_or_path,
         "task": arguments.selection.task.name,
@@ -77,7 +79,8 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
         "config": arguments.data.dataset_config_name,
         "split": arguments.data.predict_split_name,
         "synthetic_speech": synthetic,
-        **({"ctc_beams": arguments.training.ctc_beams} if arguments.selection.task.kind == "ctc" else {}),
+        **({"ctc_beams": training.ctc_beams} if is_ctc else {}),
+        **(windows if training.chunk_length_s is not None else {}),
     }
 
 

@@ -202,12 +202,15 @@ def _scoring_parts(
             continue
         scorer = make_scorer(arguments, network, corpus, role, skipped, Together(StopRequest(), skipped))
         beside = kept if role == "eval" and arguments.training.eval_strategy != "no" else 0
-        parts.append(
+        steps = [(scorer.step, scorer)] + [(scorer.window_step, scorer.windows)] * (scorer.windows is not None)
+        parts += [
             Part(
-                role, scorer.step, *_in_order(scorer.shapes(), scorer.plan()),
+                role, step, *_in_order(batches.shapes(), batches.plan()),
                 lambda batch, beside=beside: beside + _waiting(batch),
             )
-        )  # fmt: skip
+            for step, batches in steps
+            if batches.plan()
+        ]  # fmt: skip
     return parts
 
 

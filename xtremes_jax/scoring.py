@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from xtremes_jax.arguments import Arguments
 from xtremes_jax.assembly import Network
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.corpus import Corpus, SkippedClips
-from xtremes_jax.data.buckets import PlannedBatch
+from xtremes_jax.data.buckets import PlannedBatch, rows_per_bucket
 from xtremes_jax.data.loader import EvalLoader
-from xtremes_jax.data.prepare import PreparedSplit, SkippedClip
+from xtremes_jax.data.prepare import PreparedSplit, SkippedClip, without
 from xtremes_jax.errors import InputError
-from xtremes_jax.evaluation.predict import ScoredSplit, predict, score_split
+from xtremes_jax.evaluation.predict import Predictions, ScoredSplit, predict, score_split
 from xtremes_jax.evaluation.report import write_arrays, write_json, write_jsonl
 from xtremes_jax.evaluation.retrieval import Clips, score_retrieval, with_keys
+from xtremes_jax.long_recordings import LONG_SECONDS, Joiner, WindowLoader
+from xtremes_jax.models import windowing
 from xtremes_jax.tasks import is_key_language
 from xtremes_jax.together import Together
 from xtremes_jax.training import sharding
 from xtremes_jax.training.ahead import CompiledAhead, memory_for
-from xtremes_jax.training.step import make_embed_step, make_eval_step
+from xtremes_jax.training.step import make_embed_step, make_eval_step, make_window_step
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,17 @@ class Scorer:
     ):
         self.arguments, self.corpus, self.role, self._together = arguments, corpus, role, together
         self.split, self._skipped, self._mesh = corpus.splits[role], skipped, network.mesh
-        step = self._make_step(network)
-        self.step = CompiledAhead(step, mesh=network.mesh, leading=(network.trainable, network.frozen))
-        self._loader = self._make_loader(self.split)
+        self._objective = network.objective
+        leading = (network.trainable, network.frozen)
+        self.step = CompiledAhead(self._make_step(network), mesh=network.mesh, leading=leading)
+        whole, self.windows = self._apart(network)
+        self._loader = None if whole is None else self._make_loader(whole)
+        self.window_step = None
+        if self.windows is not None:
+            step = make_window_step(
+                graphdef=network.graphdef, mesh=network.mesh, ctc_beams=arguments.training.ctc_beams
+            )
+            self.window_step = CompiledAhead(step, mesh=network.mesh, leading=leading)
 
     def _make_step(self, network: Network):
         return make_eval_step(
@@ -77,35 +87,69 @@ class Scorer:
             ctc_beams=self.arguments.training.ctc_beams,
         )
 
-    def _make_loader(self, split: PreparedSplit) -> EvalLoader:
-        arguments, mesh = self.arguments, self._mesh
-        seconds = arguments.data.max_eval_batch_seconds
+    def _apart(self, network: Network) -> tuple[PreparedSplit | None, WindowLoader | None]:
+        """The clips that are scored in one pass, and those that are in windows; None where there are none."""
+        training, split = self.arguments.training, self.split
+        if training.chunk_length_s is None:
+            warn_of_length(self.role, self.arguments.selection.task.kind, split.num_samples)
+            return split, None
+        cut = windowing(network.config, training.chunk_length_s, training.stride_length_s)
+        is_long = split.num_samples > cut.length
+        logger.info(
+            "%s: %d of %d clips are longer than %.2f s, and scored in windows; they have no loss.",
+            self.role, is_long.sum(), len(split), cut.length / SAMPLE_RATE,
+        )  # fmt: skip
+        if is_long.all() and self.role == "eval" and training.metric_for_best_model == "loss":
+            raise InputError(
+                f"All clips of split {split.name} are longer than --chunk_length_s {training.chunk_length_s:g}, so "
+                "that they have no loss to choose the best checkpoint by. Add --metric_for_best_model wer, or raise "
+                "--chunk_length_s."
+            )
+        rows = int(rows_per_bucket(np.array([cut.length]), multiple=self._mesh.size, **self._size())[0])
+        whole = None if is_long.all() else without(split, set(split.rows[is_long].tolist()))
+        if not is_long.any():
+            return whole, None
+        long = split if whole is None else without(split, set(split.rows[~is_long].tolist()))
+        return whole, WindowLoader(long, cut, rows=rows, **self._place())
+
+    def _size(self) -> dict[str, int]:
+        """Of a batch."""
+        seconds = self.arguments.data.max_eval_batch_seconds
         if seconds is None:
-            size = {"batch_size": arguments.training.per_device_eval_batch_size * mesh.size}
-        else:
-            size = {"max_batch_samples": round(seconds * SAMPLE_RATE) * mesh.size}
+            return {"batch_size": self.arguments.training.per_device_eval_batch_size * self._mesh.size}
+        return {"max_batch_samples": round(seconds * SAMPLE_RATE) * self._mesh.size}
+
+    def _place(self) -> dict[str, Any]:
+        """Of this process among all, and of batches on the devices."""
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "sharding": sharding.batch_sharding(self._mesh),
+        }
+
+    def _make_loader(self, split: PreparedSplit) -> EvalLoader:
         return EvalLoader(
             split,
-            multiple=mesh.size,
-            max_buckets=arguments.data.max_buckets,
-            num_workers=arguments.data.dataloader_num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            sharding=sharding.batch_sharding(mesh),
-            **size,
+            multiple=self._mesh.size,
+            max_buckets=self.arguments.data.max_buckets,
+            num_workers=self.arguments.data.dataloader_num_workers,
+            **self._place(),
+            **self._size(),
         )
 
     def compile_ahead(self, after: CompiledAhead | None = None) -> None:
         """Has all programs of the split compiled in the background: by `after`'s threads, when its own are done."""
         self.step.announce(self.shapes(), after)
+        if self.windows is not None:
+            self.window_step.announce(self.windows.shapes(), self.step if after is None else after)
 
     def shapes(self) -> list[Batch]:
-        """The different shapes of the batches of a pass, as they come first."""
-        return self._loader.shapes()
+        """The different shapes of the batches of whole clips of a pass, as they come first."""
+        return [] if self._loader is None else self._loader.shapes()
 
     def plan(self) -> list[PlannedBatch]:
-        """The batches of a pass, in order."""
-        return self._loader.plan()
+        """The batches of whole clips of a pass, in order."""
+        return [] if self._loader is None else self._loader.plan()
 
     def __call__(self, trainable: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> ScoredSplit:
         """Hypotheses and scores of the split with these parameters.
@@ -116,7 +160,7 @@ class Scorer:
         """
         begun = time.perf_counter()
         self._audio_seconds = self._padded_seconds = 0.0
-        with self.step:
+        with self.step, self.window_step or nullcontext():
             self.compile_ahead()  # what no one has asked for yet
             scored = self._score(trainable, frozen)
         scored.metrics["runtime"] = time.perf_counter() - begun
@@ -128,8 +172,12 @@ class Scorer:
             with memory_for(batch):
                 return jax.device_get(self.step(trainable, frozen, batch))
 
-        with self._on_devices(self._loader) as bar:
-            predictions = predict(eval_step, self._batches(self._loader), bar.update)
+        with self._on_devices(self._loader, self.windows) as bar:
+            predictions = Predictions({}, float("nan"), None)
+            if self._loader is not None:
+                predictions = predict(eval_step, self._batches(self._loader), bar.update)
+            if self.windows is not None:
+                predictions.ids.update(self._windowed(trainable, frozen, bar.update))
         if predictions.cut_off:
             logger.warning(
                 "%s: %d of %d sentences were cut off at --generation_max_length before their end.",
@@ -148,21 +196,47 @@ class Scorer:
         )
         if self.arguments.selection.task.kind == "ctc":
             warn_of_silence(self.role, [row["prediction"] for row in scored.predictions])
+        if self.windows is not None:
+            scored.metrics["windowed_clips"] = len(self.windows.split)
         return dataclasses.replace(scored, unscored=len(self.split.raw.clip_names) - scored.metrics["samples"])
 
+    def _windowed(self, trainable, frozen, on_batch) -> dict[int, np.ndarray]:
+        """Token ids of the clips that are scored in windows, by sample id."""
+        joiner = Joiner(self.windows.batches, blank=self._objective.blank, beams=self.arguments.training.ctc_beams)
+        found: dict[int, np.ndarray] = {}
+        for loaded in self._batches(self.windows):
+            with memory_for(loaded.batch):
+                frames, sample_ids = jax.device_get(self.window_step(trainable, frozen, loaded.batch))
+            for number, tokens in joiner.add(loaded.global_step, frames, sample_ids >= 0):
+                found[int(self.windows.split.rows[number])] = tokens
+            on_batch()
+        return found
+
     @contextmanager
-    def _on_devices(self, loader: EvalLoader):
+    def _on_devices(self, *loaders: EvalLoader | WindowLoader | None):
         hidden = self.arguments.training.disable_tqdm
-        with jax.set_mesh(self._mesh), console.split_bar(self.role, len(loader), hidden) as bar:
+        total = sum(len(loader) for loader in loaders if loader is not None)
+        with jax.set_mesh(self._mesh), console.split_bar(self.role, total, hidden) as bar:
             yield bar
 
-    def _batches(self, loader: EvalLoader):
+    def _batches(self, loader: EvalLoader | WindowLoader):
         for loaded in loader:
             self._together.at_batch(loaded.skipped)
             self._audio_seconds += loaded.audio_seconds
             self._padded_seconds += loaded.padded_seconds
             yield loaded
         self._skipped.tell()
+
+
+def warn_of_length(role: str, kind: str, num_samples: np.ndarray) -> None:
+    """Warns of clips of recognition so long that one pass over them may not fit, and says what helps."""
+    count = int(np.sum(num_samples > LONG_SECONDS * SAMPLE_RATE))
+    if kind == "ctc" and count:
+        logger.warning(
+            "%s: %d clips are longer than %d s, the longest %.0f s, and each is computed in one pass, whose memory "
+            "grows with the square of its length. Windows bound it: add --chunk_length_s 30.",
+            role, count, LONG_SECONDS, np.max(num_samples) / SAMPLE_RATE,
+        )  # fmt: skip
 
 
 def warn_of_silence(role: str, hypotheses: Sequence[str]) -> None:

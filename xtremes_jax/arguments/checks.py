@@ -177,6 +177,31 @@ def check_translation(model: ModelArguments, training: TrainingArguments, select
         )
 
 
+def check_windows(training: TrainingArguments, selection: Selection, given: Given) -> None:
+    """Windows in recognition alone, where logits can be joined, and of them more than their strides take."""
+    chunk, strides = training.chunk_length_s, training.stride_length_s
+    for name in ("chunk_length_s", "stride_length_s"):
+        if getattr(training, name) is not None and selection.task.kind != "ctc":
+            raise InputError(
+                f"{given.source(name)} joins windows on the logits of CTC, which {selection.task.name}, a task of "
+                f"{selection.task.family}, has none of: its clips are computed whole. Drop it."
+            )
+    if strides is None:
+        return
+    if chunk is None:
+        raise InputError(f"{given.source('stride_length_s')} needs --chunk_length_s, the length of the windows.")
+    shown = " ".join(f"{seconds:g}" for seconds in strides)
+    if len(strides) not in (1, 2):
+        raise InputError(
+            f"{given.source('stride_length_s')} {shown}: give one number for both ends of a window, or left and right."
+        )
+    if strides[0] + strides[-1] >= chunk:
+        raise InputError(
+            f"{given.source('stride_length_s')} {shown} leaves nothing of windows of {chunk:g} s. Lower it, or raise "
+            "--chunk_length_s."
+        )
+
+
 def check_retrieval(arguments: Arguments, given: Given) -> None:
     """Flags of retrieval in a task of retrieval alone, and there none that its batches of pairs cannot honour."""
     model, data, training = arguments.model, arguments.data, arguments.training

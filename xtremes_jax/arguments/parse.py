@@ -50,10 +50,12 @@ class Flag:
     name: str
     group: str
     kind: type
-    """bool, int, float, str, or tuple (of str)."""
+    """bool, int, float, str, or tuple (of `item`)."""
     optional: bool
     default: Any
     metadata: Mapping[str, Any]
+    item: type = str
+    """Of a tuple: str or float."""
 
 
 def describe_flags(groups: Mapping[str, type]) -> dict[str, Flag]:
@@ -65,8 +67,9 @@ def describe_flags(groups: Mapping[str, type]) -> dict[str, Flag]:
             hint = hints[field.name]
             parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
             kind = next(part for part in parts if part is not types.NoneType)
-            kind = typing.get_origin(kind) or kind
-            flags[field.name] = Flag(field.name, group, kind, types.NoneType in parts, field.default, field.metadata)
+            item, kind = (*typing.get_args(kind), str)[0], typing.get_origin(kind) or kind
+            is_optional = types.NoneType in parts
+            flags[field.name] = Flag(field.name, group, kind, is_optional, field.default, field.metadata, item)
     return flags
 
 
@@ -197,8 +200,13 @@ def _shape(flag: Flag, spelling: str = "") -> dict[str, Any]:
     """How many words argparse lets a flag take, and what `--help` calls them."""
     if flag.kind is bool and spelling not in _OLD_VALUES:
         return {"nargs": "?", "metavar": "true|false"}
-    metavar = "|".join(flag.metadata["choices"]) or {int: "N", float: "X"}.get(flag.kind, "TEXT")
+    metavar = "|".join(flag.metadata["choices"]) or {int: "N", float: "X"}.get(_word_kind(flag), "TEXT")
     return {"nargs": "*" if flag.kind is tuple else None, "metavar": metavar}
+
+
+def _word_kind(flag: Flag) -> type:
+    """What one of the flag's words is."""
+    return flag.item if flag.kind is tuple else flag.kind
 
 
 def describe(flag: Flag) -> str:
@@ -280,6 +288,9 @@ def convert(flag: Flag, value: Any, where: str, *, literal: bool) -> Any:
         return None
     if flag.kind is tuple:
         words = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if flag.item is not str:
+            one = dataclasses.replace(flag, kind=flag.item, optional=False)
+            return tuple(convert(one, word, where, literal=literal) for word in words)
         if not all(isinstance(word, str) for word in words):
             raise InputError(f"{where} must be a list of strings, not {json.dumps(value)}.")
         return tuple(_choose(flag, word, where) for word in words)

@@ -123,6 +123,22 @@ class TrainingArguments:
         scoring=True,
         needs=("scores", "ctc"),
     )
+    chunk_length_s: float | None = flag(
+        None,
+        "Recognition: score recordings longer than so many seconds in overlapping windows of that length, joined on "
+        "their logits, in memory that does not grow with them (unset: every clip in one pass).",
+        above=0,
+        scoring=True,
+        needs=("scores", "ctc"),
+    )
+    stride_length_s: tuple[float, ...] | None = flag(
+        None,
+        "Seconds at the left and right end of a window that are cut off its logits: one number for both, or two "
+        "(unset: a sixth of --chunk_length_s).",
+        at_least=0,
+        scoring=True,
+        needs=("scores", "ctc"),
+    )
     predict_with_generate: bool | None = flag(
         None,
         "Score what the model writes by itself, as BLEU needs it (unset: yes; cannot be switched off in translation).",

@@ -31,7 +31,7 @@ Segment = tuple[float, float]
 
 MAX_SECONDS = 3600.0
 """Longer clips are refused before any memory is spent on them: no utterance is an hour long, but a broken header can
-say so. A segment is measured by itself, so the recording around it may be longer."""
+say so. A segment is measured by itself, so the recording around it may be longer; and so may what is read in pieces."""
 
 MAX_VALUES = 100_000_000
 """Most samples of a clip at its own rate, of all channels together: half an hour of mono at 48 kHz is 86 million. A few
@@ -67,18 +67,19 @@ class AudioInfo:
     """Whether the file holds floating-point samples, and `decode` gives float32."""
 
 
-def probe(source: Source, segment: Segment | None = None) -> AudioInfo:
+def probe(source: Source, segment: Segment | None = None, *, in_pieces: bool = False) -> AudioInfo:
     """Reads the header of a clip, and checks that the file holds what its header promises.
 
     Args:
         source: Encoded audio. Bytes are not copied.
         segment: Part of the recording, in seconds; None for all of it.
+        in_pieces: Whether it is to be read by `decode_pieces`, so that it may be of any length.
 
     Raises:
         InputError: The clip is missing, empty, no audio, truncated, absurdly long, or the segment lies outside it.
     """
     with _opened(source) as file:
-        start, frames = _span(file, segment)
+        start, frames = _span(file, segment, in_pieces)
         # FLAC and MP3 state a length that has nothing to do with the file's size: look whether the end is there.
         if file.format in ("FLAC", "MP3"):
             _seek(file, start + frames - 1)
@@ -104,16 +105,28 @@ def decode(source: Source, segment: Segment | None = None) -> np.ndarray:
     Raises:
         InputError: As `probe`, or the samples hold NaN or infinity, or are corrupt or fewer than promised.
     """
+    blocks = list(_decode(source, segment, in_pieces=False))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def decode_pieces(source: Source, segment: Segment | None = None) -> Iterator[np.ndarray]:
+    """The same samples as `decode` gives, bit for bit, piece by piece: memory does not grow with their number.
+
+    A piece is what a minute of the recording gives, or less. Errors come with the piece that they are in.
+    """
+    return _decode(source, segment, in_pieces=True)
+
+
+def _decode(source: Source, segment: Segment | None, in_pieces: bool) -> Iterator[np.ndarray]:
     with _opened(source) as file:
-        start, frames = _span(file, segment)
+        start, frames = _span(file, segment, in_pieces)
         _seek(file, start)  # to 0 as well: MP3 decodes otherwise without it, by a step in some samples
         is_float = file.subtype in _FLOAT_SUBTYPES
         resample = _resampler(file.samplerate, in_one_piece=frames <= _frames_at_a_time(file))
-        done, blocks = 0, []
+        done = 0
         for mono in _read_mono(file, start, frames):
             done += len(mono)
-            blocks.append(_stored(resample(mono, done == frames), is_float))
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            yield _stored(resample(mono, done == frames), is_float)
 
 
 def _resampler(rate: int, *, in_one_piece: bool) -> Callable[[np.ndarray, bool], np.ndarray]:
@@ -332,8 +345,8 @@ def _check_header(file: soundfile.SoundFile, size: int) -> None:
         raise InputError(f"its header is broken: {file.frames / file.samplerate:,.0f} s in {size:,} bytes")
 
 
-def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]:
-    """First frame and number of frames to read."""
+def _span(file: soundfile.SoundFile, segment: Segment | None, in_pieces: bool) -> tuple[int, int]:
+    """First frame and number of frames to read; not too many where they are not read in pieces."""
     rate, total = file.samplerate, file.frames
     if segment is None:
         start, stop = 0, total
@@ -351,12 +364,18 @@ def _span(file: soundfile.SoundFile, segment: Segment | None) -> tuple[int, int]
         raise InputError(f"the segment from {segment[0]} s to {segment[1]} s is shorter than one sample")
     if not num_samples_16k(stop - start, rate):
         raise InputError(f"it is shorter than one sample at {SAMPLE_RATE:,} Hz")
+    if in_pieces:
+        return start, stop - start
     if stop - start > MAX_SECONDS * rate:
-        raise InputError(f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip")
+        raise InputError(
+            f"it is {(stop - start) / rate:,.0f} s long; at most {MAX_SECONDS:,.0f} s can be one clip. Cut it, or "
+            "transcribe it in windows (chunk_length_s)"
+        )
     if (stop - start) * file.channels > MAX_VALUES:
         raise InputError(
             f"it holds {(stop - start) * file.channels:,} samples ({file.channels} channels at {rate:,} Hz); at most "
-            f"{MAX_VALUES:,} can be one clip. Resample it, or mix its channels down"
+            f"{MAX_VALUES:,} can be one clip. Resample it, mix its channels down, or "
+            "transcribe it in windows (chunk_length_s)"
         )
     return start, stop - start
 

@@ -66,6 +66,7 @@ def read_durations(
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
+    in_pieces: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> Durations:
     """Reads the headers of a split's clips in parallel, or what an earlier run kept of them.
@@ -76,9 +77,14 @@ def read_durations(
         cache_dir: Where the results are kept; None for `cache.default_cache_dir()`.
         overwrite: Read all headers again.
         show_progress: Show a progress bar.
+        in_pieces: Whether clips may be of any length: see `audio.probe`.
         beat: Called after each header, as a sign of life.
     """
-    cache = (Path(cache_dir) if cache_dir is not None else default_cache_dir()) / "durations" / f"{_key(raw)}.json"
+    cache = (
+        (Path(cache_dir) if cache_dir is not None else default_cache_dir())
+        / "durations"
+        / f"{_key(raw, in_pieces)}.json"
+    )
     known = None if overwrite else _load(cache, len(raw.clip_names))
     with ThreadPoolExecutor(num_workers or available_cpus()) as pool:
         stale = range(len(raw.clip_names)) if known is None else _changed(known, pool)
@@ -87,7 +93,7 @@ def read_durations(
         if known is None:
             count = len(raw.clip_names)
             known = Durations(np.zeros(count, np.int64), np.zeros(count, bool), {})
-        _probe_rows(raw, stale, known, pool, show_progress, beat)
+        _probe_rows(raw, stale, known, pool, show_progress, in_pieces, beat)
     try:
         write_atomically(cache, _to_json(known))
     except OSError as error:
@@ -109,14 +115,15 @@ def fingerprint(raw: "RawSplit", durations: Durations, rows: np.ndarray) -> str:
     return hashlib.sha256(json.dumps([_key(raw), used, stamps]).encode()).hexdigest()
 
 
-def _key(raw: "RawSplit") -> str:
+def _key(raw: "RawSplit", in_pieces: bool = False) -> str:
     """Differs wherever the rows or their audio do.
 
     `datasets` fingerprints casts and selections, but of the files of a directory it knows the names alone: what it made
     of them before they were changed has the same fingerprint as what it made of them since, and another time.
     """
     tables = [(file["filename"], _stamp(file["filename"])) for file in raw.dataset.cache_files]
-    identity = [_VERSION, tables, raw.dataset._fingerprint, len(raw.clip_names), raw.audio_column, audio.MAX_SECONDS]
+    identity = [_VERSION, tables, raw.dataset._fingerprint, len(raw.clip_names), raw.audio_column]
+    identity.append("in pieces" if in_pieces else audio.MAX_SECONDS)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
 
 
@@ -126,12 +133,13 @@ def _probe_rows(
     into: Durations,
     pool: ThreadPoolExecutor,
     show_progress: bool,
+    in_pieces: bool,
     beat: Callable[[], None],
 ) -> None:
     """Fills in the given rows."""
     probed: set[str] = set()
     bar = tqdm(
-        _in_chunks(pool, lambda chunk: _probe_chunk(raw, chunk), rows),
+        _in_chunks(pool, lambda chunk: _probe_chunk(raw, chunk, in_pieces), rows),
         f"{raw.name}: durations", len(rows), unit=" clips", disable=not show_progress, leave=False, file=STDERR,
     )  # fmt: skip
     for row, (info, file) in zip(rows, bar, strict=True):
@@ -149,7 +157,9 @@ def _probe_rows(
     into.files.update(_stamps(sorted(probed), pool))
 
 
-def _probe_chunk(raw: "RawSplit", rows: Sequence[int]) -> list[tuple[audio.AudioInfo | str, str | None]]:
+def _probe_chunk(
+    raw: "RawSplit", rows: Sequence[int], in_pieces: bool
+) -> list[tuple[audio.AudioInfo | str, str | None]]:
     """What each row's header says, or why it cannot be read; and the file it lies in, outside the data set."""
     if rows[-1] - rows[0] + 1 == len(rows):
         rows = range(rows[0], rows[-1] + 1)  # a slice of the table, not a copy
@@ -160,7 +170,7 @@ def _probe_chunk(raw: "RawSplit", rows: Sequence[int]) -> list[tuple[audio.Audio
             source = audio.stored_source(stored)
             if not isinstance(source, bytes):
                 file = os.path.abspath(source)
-            found.append((audio.probe(source, raw.segment(row)), file))
+            found.append((audio.probe(source, raw.segment(row), in_pieces=in_pieces), file))
         except InputError as error:
             found.append((str(error), file))
     return found

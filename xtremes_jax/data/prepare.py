@@ -120,6 +120,7 @@ def prepare(
     cache_dir: str | Path | None = None,
     overwrite_cache: bool = False,
     show_progress: bool = True,
+    in_pieces: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> PreparedSplit:
     """Finds the usable clips of a split, their durations and labels.
@@ -141,6 +142,7 @@ def prepare(
         cache_dir: Where durations are kept; None for `cache.default_cache_dir()`.
         overwrite_cache: Read all headers again.
         show_progress: Show a progress bar while headers are read.
+        in_pieces: Whether clips may be of any length, as what is long is read in pieces: see `audio.probe`.
         beat: Called as they are read and when all is done, as a sign of life.
 
     Raises:
@@ -148,7 +150,7 @@ def prepare(
     """
     durations = read_durations(
         raw, num_workers=num_workers, cache_dir=cache_dir, overwrite=overwrite_cache, show_progress=show_progress,
-        beat=beat,
+        in_pieces=in_pieces, beat=beat,
     )  # fmt: skip
     reasons = dict(durations.reasons)
     rows, filtered = _readable(durations), {}

@@ -26,6 +26,7 @@ from xtremes_jax.models.model import (
 from xtremes_jax.models.presets import PRESETS
 from xtremes_jax.models.translation import TranslationModel, TranslationOutput
 from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE, TranslationConfig
+from xtremes_jax.models.windows import Window, Windowing, windowing
 
 __all__ = [
     "DECODER_PRESETS",
@@ -44,6 +45,8 @@ __all__ = [
     "TranslationConfig",
     "TranslationModel",
     "TranslationOutput",
+    "Window",
+    "Windowing",
     "abstract_model",
     "build_model",
     "config_class_of",
@@ -64,4 +67,5 @@ __all__ = [
     "split_params",
     "to_huggingface",
     "unflatten_params",
+    "windowing",
 ]

@@ -59,11 +59,17 @@ def best_path(
     logits: Float[Array, "batch frames vocabulary"], lengths: Int[Array, " batch"], blank: int
 ) -> Transcripts:
     """The likeliest token of each frame, repeats merged and then blanks removed; arguments as of `decode_ctc`."""
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    tokens = likeliest_tokens(logits)
     before = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=_NONE)[:, :-1]
     valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    broken = jnp.any(valid & ~(jnp.max(logits, axis=-1) > -jnp.inf), axis=1, keepdims=True)
+    broken = jnp.any(valid & (tokens == _NONE), axis=1, keepdims=True)
     return _compact(tokens, valid & ~broken & (tokens != blank) & (tokens != before), blank)
+
+
+def likeliest_tokens(logits: Float[Array, "batch frames vocabulary"]) -> Int[Array, "batch frames"]:
+    """The likeliest token of each frame; -1 of one whose logits are NaN or all minus infinity."""
+    is_sound = jnp.max(logits, axis=-1) > -jnp.inf
+    return jnp.where(is_sound, jnp.argmax(logits, axis=-1), _NONE).astype(jnp.int32)
 
 
 def _compact(tokens: Int[Array, "batch frames"], keep: Bool[Array, "batch frames"], blank: int) -> Transcripts:
@@ -145,11 +151,37 @@ def search_prefixes(
 def _search(
     logits: Float[Array, "batch frames vocabulary"], lengths: Int[Array, " batch"], *, blank: int, beams: int
 ) -> tuple[Transcripts, Float[Array, " batch"]]:
-    batch, _, vocabulary = logits.shape
+    batch, frames, _ = logits.shape
+    state, found = extend_prefixes(
+        first_prefixes(batch, beams), logits, jnp.arange(frames) < lengths[:, None], blank=blank
+    )
+    tokens = _read_back(found.origins, found.added)
+    score = jnp.where(found.is_broken, jnp.nan, state.total[:, 0] + found.shift)
+    return _compact(tokens, (tokens != _NONE) & ~found.is_broken[:, None], blank), score
+
+
+class Extended(NamedTuple):
+    """What some frames have added to a search."""
+
+    origins: Int[Array, "frames batch beams"]
+    """The beam before each frame that each one after it comes from."""
+    added: Int[Array, "frames batch beams"]
+    """The token that it has added to it; -1 for none."""
+    shift: Float[Array, " batch"]
+    """What the beams' log probabilities have been lowered by."""
+    is_broken: Bool[Array, " batch"]
+    """Whether a row has had a frame whose logits are NaN or all minus infinity."""
+
+
+def extend_prefixes(
+    state: _Beams, logits: Float[Array, "batch frames vocabulary"], is_valid: Bool[Array, "batch frames"], *, blank: int
+) -> tuple[_Beams, Extended]:
+    """Goes on with a search from where it stands (`first_prefixes` at first); frames that are not valid are passed
+    over. In how many parts the frames come changes nothing."""
+    beams, vocabulary = state.last.shape[1], logits.shape[2]
     # Infinity, as half precision overflows to it, is certainty; the difference of two would be NaN.
     logits = jnp.minimum(logits.astype(jnp.float32), jnp.finfo(jnp.float32).max)
     scores = jax.nn.log_softmax(logits, axis=-1)
-    is_valid = jnp.arange(scores.shape[1]) < lengths[:, None]
     # NaN has no place in an order: such rows are searched as impossible ones, and told apart in the end.
     is_broken = jnp.any(is_valid & jnp.any(jnp.isnan(scores), axis=2), axis=1)
     scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
@@ -169,10 +201,8 @@ def _search(
         added = jnp.where(frame.is_valid[:, None], added, _NONE)
         return new, (origin, added, jnp.where(frame.is_valid, shift[:, 0], 0.0))
 
-    state, (origins, added, shifts) = jax.lax.scan(step, _start(batch, beams), jax.tree.map(_frames_first, frames))
-    tokens = _read_back(origins, added)
-    score = jnp.where(is_broken, jnp.nan, state.total[:, 0] + jnp.sum(shifts, axis=0))
-    return _compact(tokens, (tokens != _NONE) & ~is_broken[:, None], blank), score
+    state, (origins, added, shifts) = jax.lax.scan(step, state, jax.tree.map(_frames_first, frames))
+    return state, Extended(origins, added, jnp.sum(shifts, axis=0), is_broken)
 
 
 def _frames_first(values: Array) -> Array:
@@ -193,7 +223,7 @@ def _extensions(beams: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return beam, rank
 
 
-def _start(batch: int, beams: int) -> _Beams:
+def first_prefixes(batch: int, beams: int) -> _Beams:
     """The empty prefix, with certainty and as if after a blank."""
     nothing = jnp.full((batch, beams), -jnp.inf, jnp.float32)
     certain = nothing.at[:, 0].set(0.0)

@@ -18,6 +18,7 @@ from xtremes_jax.models import (
     merge,
     unflatten_params,
 )
+from xtremes_jax.models.ctc_windows import for_decoding
 from xtremes_jax.training.accumulation import accumulate, split_micro_batches
 from xtremes_jax.training.contrastive import LARGEST_LOGIT_SCALE, pair_value_and_grad
 from xtremes_jax.training.devices import compiler_options
@@ -66,6 +67,15 @@ class Embedded(NamedTuple):
     embeddings: Float[Array, "batch embedding"]
     sample_ids: Int[Array, " batch"]
     """As in `Prediction`."""
+
+
+class WindowFrames(NamedTuple):
+    """What windows of long recordings are decoded from."""
+
+    frames: Int[Array, "batch frames"] | Float[Array, "batch frames vocabulary"]
+    """As `models.ctc_windows.for_decoding` gives them."""
+    sample_ids: Int[Array, " batch"]
+    """As in `Prediction`; -1 also for a window that could not be read."""
 
 
 def step_randomness(key, sample_ids: Int[Array, " batch"]) -> Randomness:
@@ -210,6 +220,17 @@ def make_embed_step(*, graphdef, mesh: Mesh) -> Callable[..., Embedded]:
         return Embedded(model(batch.audio, batch.audio_lengths).logits, batch.sample_ids)
 
     return jax.jit(embed_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
+
+
+def make_window_step(*, graphdef, mesh: Mesh, ctc_beams: int = 1) -> Callable[..., WindowFrames]:
+    """Compiles the step `(trainable, frozen, batch of windows) -> WindowFrames`, free of randomness."""
+
+    def window_step(trainable, frozen, batch: Batch) -> WindowFrames:
+        model = join(graphdef, trainable, frozen)
+        logits = model(batch.audio, batch.audio_lengths).logits
+        return WindowFrames(for_decoding(logits, ctc_beams), batch.sample_ids)
+
+    return jax.jit(window_step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def make_eval_step(
