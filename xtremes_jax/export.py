@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ from xtremes_jax.arguments import Arguments, describe
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.characters import CharacterTokenizer
+from xtremes_jax.evaluation.report import write_json
 from xtremes_jax.model_card import CardFacts, model_card
-from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
+from xtremes_jax.models import TranslationConfig, merge_factors, to_huggingface, unflatten_params
+from xtremes_jax.models.peft import to_peft
+from xtremes_jax.models.weights import write_tensor_file
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.processes import from_first
 from xtremes_jax.training.sharding import to_host
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "lora"
+"""Of an output directory: the low-rank adapter alone."""
 
 _VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
 
@@ -46,9 +53,10 @@ def _write(
     translation = isinstance(config, TranslationConfig)
     if not translation and config.head == "retrieval":
         config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
+    ordinary = params if network.lora is None else merge_factors(params, network.lora)
     hub.export(
         directory,
-        tensors=to_huggingface(unflatten_params(params), network.config),
+        tensors=to_huggingface(unflatten_params(ordinary), network.config),
         config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
         preprocessor=start.preprocessor,
@@ -56,7 +64,38 @@ def _write(
         model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
         generation=network.generation.to_huggingface() if translation else None,
     )
+    if network.lora is None:
+        _remove_adapter(directory / ADAPTER_FOLDER)
+    else:
+        _write_adapter(directory, params, network, start)
     logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
+
+
+def _write_adapter(directory: Path, params: dict[str, np.ndarray], network: Network, start: StartingPoint) -> None:
+    """Writes the low-rank adapter alone into a folder of an exported model, in PEFT's format.
+
+    With it go the small files of the model, so that the folder says by itself what its outputs stand for.
+    """
+    tensors, settings = to_peft(params, network.config, network.lora, network.trainable, start.source)
+    folder = directory / ADAPTER_FOLDER
+    folder.mkdir(exist_ok=True)
+    write_tensor_file(folder / hub.ADAPTER_WEIGHTS[0], tensors)
+    write_json(folder / hub.ADAPTER_CONFIG, settings)
+    for name in hub.CONFIG_FILES:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _remove_adapter(folder: Path) -> None:
+    """Removes the adapter that an earlier run has left there: it is of another model."""
+    if not folder.is_dir():
+        return
+    for name in (hub.ADAPTER_CONFIG, *hub.ADAPTER_WEIGHTS, *hub.CONFIG_FILES):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_card(

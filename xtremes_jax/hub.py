@@ -34,7 +34,7 @@ from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_saf
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
 
-_CONFIG_FILES = (
+CONFIG_FILES = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -47,12 +47,16 @@ _CONFIG_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
 )
+"""Small files of a model's directory."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of a low-rank adapter, as PEFT names them; of the latter the first that is there."""
 _TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
-_PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES)
+_PUSHED = (*CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES)
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
 _HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
@@ -84,7 +88,7 @@ def resolve_model(
     """
     local = Path(os.path.expanduser(path_or_id))
     if os.path.isdir(local):  # which, unlike Path.is_dir, raises no error where a name is too long
-        if weights and not (local / "config.json").is_file():
+        if weights and not any((local / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             raise InputError(f"{local} is not a model directory: it has no config.json.")
         return local
     name = _checked_id(str(path_or_id), local)
@@ -95,10 +99,14 @@ def resolve_model(
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), **options))
 
     if not weights:
-        return download(_CONFIG_FILES)
-    directory = download(_CONFIG_FILES + _SAFETENSORS_FILES)
+        return download((*CONFIG_FILES, ADAPTER_CONFIG))
+    directory = download((*CONFIG_FILES, ADAPTER_CONFIG, *_SAFETENSORS_FILES))
+    if (directory / ADAPTER_CONFIG).is_file():
+        directory = download((*CONFIG_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS[0]))
+        is_whole = (directory / ADAPTER_WEIGHTS[0]).is_file()
+        return directory if is_whole else download((*CONFIG_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS[1]))
     if not any((directory / file).is_file() for file in WEIGHT_FILES):
-        directory = download(_CONFIG_FILES + _PICKLED_FILES)
+        directory = download(CONFIG_FILES + _PICKLED_FILES)
     if not (directory / "config.json").is_file():
         raise InputError(f"The repository {name} is not a Transformers model: it has no config.json.")
     if not any((directory / file).is_file() for file in WEIGHT_FILES):
@@ -220,7 +228,7 @@ def export(
         for name in written:
             os.replace(staging / name, directory / name)
         # A tokenizer or processor of an earlier export would be loaded together with these weights.
-        for name in set(_CONFIG_FILES).difference(written):
+        for name in set(CONFIG_FILES).difference(written):
             (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging)
