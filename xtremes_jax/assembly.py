@@ -209,7 +209,7 @@ def outline(
     """
     training = arguments.training
     dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
-    lora = _lora(arguments)
+    lora = _lora(arguments, start)
     graphdef, params = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy, lora=lora))
     missing = _new_parts(start, config) if missing is None else missing
     shapes = {
@@ -233,11 +233,17 @@ def outline(
     )  # fmt: skip
 
 
-def _lora(arguments: Arguments) -> Lora | None:
+def _lora(arguments: Arguments, start: StartingPoint) -> Lora | None:
     """How the flags have the encoder adapted."""
     model = arguments.model
     if model.lora_rank is None or not arguments.training.do_train:
         return None
+    if start.adapted is not None:
+        raise InputError(
+            f"--lora_rank {model.lora_rank}: {start.source} is an adapter, and the base of another one has to be an "
+            "ordinary checkpoint. Start from the merged model (what PEFT's merge_and_unload and save_pretrained write; "
+            "of a run of this program, its output directory), or drop the flag."
+        )
     return Lora(model.lora_rank, model.lora_alpha, model.lora_targets)
 
 

@@ -45,7 +45,8 @@ class Lora:
 def adapt(layers: nnx.Module, lora: Lora, rngs: nnx.Rngs) -> None:
     """Gives linear maps of stacked layers their factors, with which they compute what they did.
 
-    B is zeros and A, as PEFT draws it, uniform in `±1 / sqrt(inputs)`, which is Kaiming's distribution with a slope of `sqrt(5)`.
+    B is zeros, and A uniform in `±1 / sqrt(inputs)`: as PEFT draws them, by Kaiming's distribution with the slope
+    `sqrt(5)`.
 
     Raises:
         InputError: the layers have no linear map of a name that is asked for.
