@@ -54,7 +54,7 @@ def clip_of(rng):
 
 def test_a_run_trains_and_holds_moments_of_the_factors_and_the_head_alone(trained, bases, caplog):
     results = json.loads((trained / "train_results.json").read_text())
-    vocabulary = len(json.loads((trained / "vocab.json").read_text()))
+    vocabulary = json.loads((trained / "config.json").read_text())["vocab_size"]
     count = FACTORS + (WIDTH + 1) * vocabulary
     assert results["train_parameters"] == count
     assert results["train_optimizer_bytes"] == 2 * 4 * count + 2 * 4  # two moments, and two counts of updates
