@@ -1,6 +1,7 @@
 """A network of shapes, as a plan has it, is the network that a run puts on its devices."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from xtremes_jax.arguments import parse_arguments
 from xtremes_jax.assembly import _new_parts, assemble, model_config, outline
 from xtremes_jax.models import DECODER_PRESETS, PRESETS
+from xtremes_jax.optimization import make_optimization
 from xtremes_jax.planned_corpus import planned_corpus
 from xtremes_jax.starting import DecoderStart, StartingPoint, configure_translator, starting_point
 from xtremes_jax.training.sharding import make_mesh
@@ -21,6 +23,7 @@ from xtremes_jax.training.sharding import make_mesh
         ["--task", "minds14", "--freeze_feature_encoder", "False", "--use_weighted_layer_sum"],
         ["--task", "covost2", "--decoder_config_name", "tiny", "--add_adapter", "--freeze_decoder"],
         ["--task", "fleurs-retrieval", "--bf16"],
+        ["--task", "fleurs-asr", "--freeze_encoder_steps", "3"],
     ],
     ids=lambda flags: flags[1],
 )
@@ -37,6 +40,30 @@ def test_shapes_stand_for_the_parameters_of_the_run(flags):
         assert not any(isinstance(leaf, jax.Array) for leaf in outlined.values())
     assert bool(shapes.frozen) == (flags[1] != "minds14")
     assert (shapes.graphdef, shapes.objective, shapes.generation) == (real.graphdef, real.objective, real.generation)
+    assert (
+        shapes.late
+        == real.late
+        == {name for name in shapes.trainable if "--freeze_encoder_steps" in flags and name.startswith("encoder.")}
+    )
+
+
+@pytest.mark.parametrize("targets", [(), ("v_proj",)])
+def test_a_plan_counts_the_moments_of_what_is_trained(targets, tmp_path):
+    """Without the weights of the checkpoint."""
+    shape = PRESETS["tiny"]
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_huggingface()))
+    flags = ["--task", "minds14", "--lora_rank", "3", *(["--lora_targets", *targets] if targets else [])]
+    arguments = parse_arguments(["--model_name_or_path", str(tmp_path), "--output_dir", "x", "--do_train", *flags])
+    start = starting_point(arguments.model, weights=False)
+    corpus = planned_corpus(arguments, start, ["1"], 1)
+    config = model_config(arguments, start, corpus)
+    network = outline(arguments, start, corpus, config, make_mesh())
+    width, wide, labels = shape.hidden_size, shape.intermediate_size, len(corpus.label_names)
+    head = (width + 1) * shape.classifier_proj_size + (shape.classifier_proj_size + 1) * labels
+    of_layer = 2 * width if targets else 4 * 2 * width + 2 * (width + wide)
+    count = 3 * shape.num_hidden_layers * of_layer + head
+    assert sum(leaf.size for leaf in network.trainable.values()) == count
+    assert make_optimization(arguments, network, 10).optimizer_bytes == 2 * 4 * count + 2 * 4
 
 
 def joined(*, adapter: bool, pretrained: bool = True) -> tuple:

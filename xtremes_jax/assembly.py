@@ -16,14 +16,17 @@ from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
     GenerationConfig,
+    Lora,
     ModelConfig,
     Report,
     TranslationConfig,
     abstract_model,
     flatten_params,
+    is_factor,
     is_feature_encoder,
     is_fixed,
     is_retrieval,
+    newly_drawn,
     split_params,
 )
 from xtremes_jax.starting import (
@@ -64,6 +67,10 @@ class Network:
     frozen: dict[str, jax.Array]
     generation: GenerationConfig | None = None
     """How a translation is searched for."""
+    lora: Lora | None = None
+    """How the encoder is adapted; its factors are among the parameters."""
+    late: frozenset[str] = frozenset()
+    """Of `trainable`, what `--freeze_encoder_steps` leaves alone at first."""
 
 
 def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> ModelConfig | TranslationConfig:
@@ -184,10 +191,12 @@ def assemble(
     training = arguments.training
     mesh = sharding.make_mesh(training.fsdp_devices)
     params, report = initial_params(start, config, seed=training.seed, replace_head=training.do_train)
-    check_same_parameters(params)
     if report is not None:
         _tell_of_mismatch(report, start, training.do_train)
     network = outline(arguments, start, corpus, config, mesh, () if report is None else report.missing)
+    factors = [name for name in network.trainable if is_factor(name)]
+    params |= newly_drawn(config, training.seed, factors, network.lora)
+    check_same_parameters(params)
     if training.do_train:
         _warn_of_frozen_randomness(arguments.model, start, network.frozen)
     logger.info(
@@ -226,20 +235,42 @@ def outline(
     """
     training = arguments.training
     dtype = compute_dtype(fp16=training.fp16, bf16=training.bf16)
-    graphdef, params = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy))
+    lora = _lora(arguments, start)
+    graphdef, params = split_params(abstract_model(config, dtype=dtype, remat=training.remat_policy, lora=lora))
     missing = _new_parts(start, config) if missing is None else missing
     shapes = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.array_sharding(mesh, leaf.shape))
         for name, leaf in flatten_params(params).items()
     }
-    frozen = {name: leaf for name, leaf in shapes.items() if _is_frozen(name, arguments.model, missing)}
+    model = arguments.model
+    frozen = {name: leaf for name, leaf in shapes.items() if _is_frozen(name, model, missing)}
     trainable = {name: leaf for name, leaf in shapes.items() if name not in frozen}
+    late = [name for name in trainable if model.freeze_encoder_steps and _is_of_encoder(name, missing)]
     if training.do_train and not trainable:
         raise InputError("Every part of the model is frozen, so there is nothing to train. Drop a --freeze_ flag.")
+    if training.do_train and model.freeze_encoder_steps and len(late) == len(trainable):
+        raise InputError(
+            f"--freeze_encoder_steps {model.freeze_encoder_steps} leaves nothing to train at first, as the rest is "
+            "frozen. Drop it, or --freeze_decoder."
+        )
     return Network(
         config, graphdef, make_objective(arguments, config), mesh, trainable, frozen,
-        generation=_generation(arguments, start, config, corpus.tokenizer),
+        generation=_generation(arguments, start, config, corpus.tokenizer), lora=lora, late=frozenset(late),
     )  # fmt: skip
+
+
+def _lora(arguments: Arguments, start: StartingPoint) -> Lora | None:
+    """How the flags have the encoder adapted."""
+    model = arguments.model
+    if model.lora_rank is None or not arguments.training.do_train:
+        return None
+    if start.adapted is not None:
+        raise InputError(
+            f"--lora_rank {model.lora_rank}: {start.source} is an adapter, and the base of another one has to be an "
+            "ordinary checkpoint. Start from the merged model (what PEFT's merge_and_unload and save_pretrained write; "
+            "of a run of this program, its output directory), or drop the flag."
+        )
+    return Lora(model.lora_rank, model.lora_alpha, model.lora_targets)
 
 
 def _new_parts(start: StartingPoint, config: ModelConfig | TranslationConfig) -> tuple[str, ...]:
@@ -265,15 +296,22 @@ def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool
     """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
     if is_fixed(name):
         return True
-    if name.startswith("encoder.adapter.") and any(new.startswith("encoder.adapter.") for new in missing):
+    if is_factor(name):
         return False
     if ".encoder_attn" in name and any(".encoder_attn" in new for new in missing):
         return False
+    as_pretrained = model.freeze_encoder or model.lora_rank is not None
     return (
         (model.freeze_feature_encoder and is_feature_encoder(name))
-        or (model.freeze_encoder and name.startswith("encoder."))
+        or (as_pretrained and _is_of_encoder(name, missing))
         or (model.freeze_decoder and name.startswith("decoder."))
     )
+
+
+def _is_of_encoder(name: str, missing: Sequence[str]) -> bool:
+    """Whether a parameter is one of the encoder's; an adapter that the checkpoint lacks counts with the decoder."""
+    is_new_adapter = name.startswith("encoder.adapter.") and any(new.startswith("encoder.adapter.") for new in missing)
+    return name.startswith("encoder.") and not is_new_adapter
 
 
 def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint, names: Iterable[str]) -> None:

@@ -260,13 +260,11 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     if arguments.selection.task.kind == "translation":
         return _subword_tokenizer(arguments, start, raw)
     if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
-        source = model.tokenizer_name_or_path or start.source
-        folder = (
-            hub.resolve_model(source, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
-            if model.tokenizer_name_or_path is not None
-            else start.directory
-        )
-        tokenizer = hub.load_tokenizer(folder)
+        source, token = model.tokenizer_name_or_path or start.source, arguments.training.hub_token
+        folders = start.folders
+        if model.tokenizer_name_or_path is not None:
+            folders = [hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=False)]
+        tokenizer = next(filter(None, map(hub.load_tokenizer, folders)), None)
         if tokenizer is None:
             raise InputError(f"{source} holds no vocab.json, so no tokenizer. Name one with --tokenizer_name_or_path.")
         return tokenizer

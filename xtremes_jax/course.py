@@ -16,7 +16,7 @@ from xtremes_jax.optimization import Optimization, make_optimization
 from xtremes_jax.run_directory import RunDirectory
 from xtremes_jax.training.checkpoint import Checkpoints
 from xtremes_jax.training.places import place
-from xtremes_jax.training.state import TrainState
+from xtremes_jax.training.state import TrainState, parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ def make_course(arguments: Arguments, network: Network, corpus: Corpus, director
     loader = make_train_loader(arguments, corpus, network.mesh)
     total_steps = run_length(arguments, loader.steps_per_epoch)
     optimization = make_optimization(arguments, network, total_steps)
+    logger.info(
+        "Trained parameters: %s; the optimizer's state for them: %s bytes",
+        f"{parameter_count(network.trainable):,}", f"{optimization.optimizer_bytes:,}",
+    )  # fmt: skip
     return Course(loader, total_steps, optimization, checkpoints, best, source, origin, begin, arguments, asked)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from xtremes_jax.assembly import Network
 from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.characters import CharacterTokenizer
-from xtremes_jax.evaluation.report import read_lines
+from xtremes_jax.evaluation.report import read_lines, write_json
 from xtremes_jax.model_card import CardFacts, eval_results, model_card
-from xtremes_jax.models import TranslationConfig, to_huggingface, unflatten_params
+from xtremes_jax.models import TranslationConfig, merge_factors, to_huggingface, unflatten_params
 from xtremes_jax.models.families import config_class_of
+from xtremes_jax.models.peft import to_peft
+from xtremes_jax.models.weights import write_tensor_file
 from xtremes_jax.run_files import METRICS
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.processes import from_first
@@ -65,9 +68,10 @@ def write_model(
     speech = config.encoder if translation else config
     if not translation and config.head == "retrieval":
         config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
+    ordinary = params if network.lora is None else merge_factors(params, network.lora)
     hub.export(
         directory,
-        tensors=to_huggingface(unflatten_params(params), network.config),
+        tensors=to_huggingface(unflatten_params(ordinary), network.config),
         config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
         preprocessor=start.preprocessor | {"return_attention_mask": speech.mask_padding},
@@ -76,6 +80,37 @@ def write_model(
         generation=network.generation.to_huggingface() if translation else None,
     )
     _write_eval_results(directory, facts)
+    if network.lora is None:
+        _remove_adapter(directory / hub.ADAPTER_FOLDER)
+    else:
+        _write_adapter(directory, params, network, start)
+
+
+def _write_adapter(directory: Path, params: dict[str, np.ndarray], network: Network, start: StartingPoint) -> None:
+    """Writes the low-rank adapter alone into a folder of an exported model, in PEFT's format.
+
+    With it go the small files of the model, so that the folder says by itself what its outputs stand for.
+    """
+    tensors, settings = to_peft(params, network.config, network.lora, network.trainable, start.source)
+    folder = directory / hub.ADAPTER_FOLDER
+    folder.mkdir(exist_ok=True)
+    write_tensor_file(folder / hub.ADAPTER_WEIGHTS[0], tensors)
+    write_json(folder / hub.ADAPTER_CONFIG, settings)
+    for name in hub.CONFIG_FILES:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _remove_adapter(folder: Path) -> None:
+    """Removes the adapter that an earlier run has left there: it is of another model."""
+    if not folder.is_dir():
+        return
+    for name in (hub.ADAPTER_CONFIG, *hub.ADAPTER_WEIGHTS, *hub.CONFIG_FILES):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_card(

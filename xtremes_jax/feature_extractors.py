@@ -26,6 +26,11 @@ _FIXED: dict[str, dict[str, int]] = {WAVEFORM: {}, LOG_MEL: {"feature_size": 80,
 """Settings that are implemented with one value alone, which also holds where a file is silent."""
 
 
+def has_preprocessor(directory: Path) -> bool:
+    """Whether a directory has a file that `read_preprocessor` looks for."""
+    return any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+
+
 def read_preprocessor(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a model wants done to its audio: `sampling_rate` (Hz), `return_attention_mask`, and of models that read the
     waveform `do_normalize`, of those that read log-mel features `padding_value`.

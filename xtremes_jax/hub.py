@@ -6,6 +6,7 @@ Tokens are passed on to the client and appear in no message, file or log.
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_saf
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
 
-_CONFIG_FILES = (
+CONFIG_FILES = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -47,6 +48,12 @@ _CONFIG_FILES = (
     "tokenizer.json",
     "sentencepiece.bpe.model",
 )
+"""Small files of a model's directory."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files of a low-rank adapter, as PEFT names them; of the latter the first that is there."""
+ADAPTER_FOLDER = "lora"
+"""Of an output directory: the low-rank adapter alone."""
 _TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -54,7 +61,8 @@ _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
 EVAL_RESULTS = huggingface_hub.constants.EVAL_RESULTS_FOLDER
 """Folder of a model's scores for programs."""
-_PUSHED = (*_CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml")
+_PUSHED = (*CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
 HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
@@ -86,7 +94,7 @@ def resolve_model(
     """
     local = Path(os.path.expanduser(path_or_id))
     if os.path.isdir(local):  # which, unlike Path.is_dir, raises no error where a name is too long
-        if weights and not (local / "config.json").is_file():
+        if weights and not any((local / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             raise InputError(f"{local} is not a model directory: it has no config.json.")
         return local
     name = _checked_id(str(path_or_id), local)
@@ -97,10 +105,14 @@ def resolve_model(
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), **options))
 
     if not weights:
-        return download(_CONFIG_FILES)
-    directory = download(_CONFIG_FILES + _SAFETENSORS_FILES)
+        return download((*CONFIG_FILES, ADAPTER_CONFIG))
+    directory = download((*CONFIG_FILES, ADAPTER_CONFIG, *_SAFETENSORS_FILES))
+    if (directory / ADAPTER_CONFIG).is_file():
+        directory = download((*CONFIG_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS[0]))
+        is_whole = (directory / ADAPTER_WEIGHTS[0]).is_file()
+        return directory if is_whole else download((*CONFIG_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS[1]))
     if not any((directory / file).is_file() for file in WEIGHT_FILES):
-        directory = download(_CONFIG_FILES + _PICKLED_FILES)
+        directory = download(CONFIG_FILES + _PICKLED_FILES)
     if not (directory / "config.json").is_file():
         raise InputError(f"The repository {name} is not a Transformers model: it has no config.json.")
     if not any((directory / file).is_file() for file in WEIGHT_FILES):
@@ -218,7 +230,7 @@ def export(
         for name in written:
             os.replace(staging / name, directory / name)
         # A tokenizer or processor of an earlier export would be loaded together with these weights.
-        for name in set(_CONFIG_FILES).difference(written):
+        for name in set(CONFIG_FILES).difference(written):
             (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging)
@@ -261,10 +273,20 @@ def _complete_config(
 def files_to_push(directory: Path) -> list[str]:
     """What of a run's directory goes to the hub, by name: what `export` wrote, and the scores (`*_results.json`).
 
-    Nothing else does: predictions, lists of skipped clips, logs and checkpoints hold transcripts and paths.
+    Nothing else does: predictions, lists of skipped clips, logs and checkpoints hold transcripts and paths. So does an
+    adapter alone that was trained on a model in a folder of this machine, and it would be of no use elsewhere.
     """
-    found = {path for pattern in _PUSHED for path in Path(directory).glob(pattern) if path.is_file()}
+    patterns = list(_PUSHED)
+    adapter = Path(directory) / ADAPTER_FOLDER / ADAPTER_CONFIG
+    if adapter.is_file() and is_hub_id(str(read_json_object(adapter).get("base_model_name_or_path"))):
+        patterns += [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS[0], *CONFIG_FILES)]
+    found = {path for pattern in patterns for path in Path(directory).glob(pattern) if path.is_file()}
     return sorted(path.relative_to(directory).as_posix() for path in found)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be one on the hub: `owner/name`, and no folder here."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def checked_token(token: str | None) -> str | None:

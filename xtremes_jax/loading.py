@@ -170,9 +170,14 @@ def load_model(
             f"{start.config.get('architectures')}). Fine-tune it first: python -m xtremes_jax.train --help."
         )
     params = _ready(start, config)
-    tokenizer = hub.load_tokenizer(start.directory) if config.head == "ctc" else None
+    tokenizer = _first_of(hub.load_tokenizer, start) if config.head == "ctc" else None
     names = (start.label_names or None) if config.head == "classification" else None
     return Model(params, config, dtype=dtype, tokenizer=tokenizer, label_names=names)
+
+
+def _first_of(load: Callable, start: StartingPoint) -> Any:
+    """What is found first in the checkpoint's folders; None if it is in none of them."""
+    return next((found for folder in start.folders if (found := load(folder)) is not None), None)
 
 
 def _ready(start: StartingPoint, config: ModelConfig | TranslationConfig) -> Any:
@@ -185,7 +190,7 @@ def _ready(start: StartingPoint, config: ModelConfig | TranslationConfig) -> Any
 
 def _load_translator(start: StartingPoint, dtype: Any) -> Translator:
     config = configure_translator(start, {}, {})
-    tokenizer = load_subword_tokenizer(start.directory)
+    tokenizer = _first_of(load_subword_tokenizer, start)
     if tokenizer is None:
         raise InputError(f"{start.source} holds no tokenizer, so what it writes cannot be read.")
     params = _ready(start, config)

@@ -36,7 +36,6 @@ embeddings = model(audio, audio_lengths).logits  # [batch, embedding], of length
 To Transformers it is a classifier (`AutoModelForAudioClassification`): its logits, divided by their norm, are the
 embeddings."""
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 _WHAT = {
@@ -127,7 +126,7 @@ def eval_results(facts: CardFacts) -> tuple[str, str] | None:
     notes = f"xtremes_jax, split {facts.split}" + (f", its first {facts.limited_to} clips" if facts.limited_to else "")
     if facts.progress:
         notes += f", after step {facts.progress[0]} of {facts.progress[1]}"
-    if not _is_hub_id(facts.dataset_name):
+    if not is_hub_id(facts.dataset_name):
         notes += "; the data set is not on the hub"
     if facts.synthetic:
         notes += "; SYNTHETIC SPEECH, which says nothing about real speech"
@@ -153,7 +152,7 @@ def _front_matter(facts: CardFacts) -> str:
     results = [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type=facts.dataset_name if _is_hub_id(facts.dataset_name) else data_name,
+            dataset_type=facts.dataset_name if is_hub_id(facts.dataset_name) else data_name,
             dataset_name=f"{data_name} ({_SYNTHETIC})" if facts.synthetic else data_name,
             dataset_config=facts.dataset_config_name,
             dataset_split=facts.split,
@@ -167,8 +166,8 @@ def _front_matter(facts: CardFacts) -> str:
         tags=["xtreme_s", "jax", facts.model_type, facts.task] + (["synthetic-data"] if facts.synthetic else []),
         pipeline_tag=pipeline_tag,
         language=_language_codes(facts.languages) or None,
-        datasets=[facts.dataset_name] if _is_hub_id(facts.dataset_name) else None,
-        base_model=facts.base_model if facts.base_model and _is_hub_id(facts.base_model) else None,
+        datasets=[facts.dataset_name] if is_hub_id(facts.dataset_name) else None,
+        base_model=facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None,
         metrics=list(facts.metrics) or None,
         model_name=_public(facts.model_name),
         eval_results=results or None,
@@ -245,7 +244,7 @@ def _point(name: str, value: float | None) -> str:
 
 def _usage(facts: CardFacts) -> str:
     task = _PIPELINE_TAGS[facts.kind]
-    name = facts.model_name if _is_hub_id(facts.model_name) else "PATH_OR_ID"
+    name = facts.model_name if is_hub_id(facts.model_name) else "PATH_OR_ID"
     if facts.kind == "retrieval":
         return _USE_OF_EMBEDDINGS.replace("PATH_OR_ID", name)
     return (
@@ -270,12 +269,7 @@ def _figure(value: float | None) -> str:
 
 def _data_name(facts: CardFacts) -> str:
     """The data set without the folders it lies in."""
-    return facts.dataset_name if _is_hub_id(facts.dataset_name) else Path(facts.dataset_name).name
-
-
-def _is_hub_id(name: str) -> bool:
-    """Whether a name can be one on the hub: `owner/name`, and no folder here."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return facts.dataset_name if is_hub_id(facts.dataset_name) else Path(facts.dataset_name).name
 
 
 def _public(value: object) -> str:
@@ -283,7 +277,7 @@ def _public(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return " ".join(_public(item) for item in value)
     text = str(value)
-    is_path = ("/" in text or "\\" in text) and not _is_hub_id(text)
+    is_path = ("/" in text or "\\" in text) and not is_hub_id(text)
     # A separator alone has no last part: it is one of the characters to ignore.
     return (PureWindowsPath(text).name or text) if is_path else text
 

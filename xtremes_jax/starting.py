@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
-from xtremes_jax.data.subwords import first_token
+from xtremes_jax.data.subwords import first_token, holds_subword_tokenizer
 from xtremes_jax.errors import InputError
-from xtremes_jax.feature_extractors import new_preprocessor, read_preprocessor
+from xtremes_jax.feature_extractors import has_preprocessor, new_preprocessor, read_preprocessor
+from xtremes_jax.lora_directory import AdaptedBase, adapted_base
 from xtremes_jax.models import (
     DECODER_PRESETS,
     PRESETS,
@@ -36,7 +38,7 @@ from xtremes_jax.models import (
 )
 from xtremes_jax.models.config import Head
 from xtremes_jax.models.model import Params
-from xtremes_jax.models.weights import read_json_object, read_tensors
+from xtremes_jax.models.weights import Tensors, read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
 
 _LONGEST = 128
@@ -70,11 +72,22 @@ class StartingPoint:
     preprocessor: dict[str, Any]
     decoder: DecoderStart | None = None
     """For translation. Its directory is the checkpoint's own where that holds both halves."""
+    adapted: AdaptedBase | None = None
+    """Where the directory holds a low-rank adapter: its base, whose weights it changes."""
 
     @property
     def is_joint(self) -> bool:
         """Whether the checkpoint holds an encoder and a decoder."""
         return self.config.get("model_type") == TRANSLATION_MODEL_TYPE
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the checkpoint's small files may lie, the ones that count first."""
+        return [] if self.directory is None else _folders(self.directory, self.adapted)
+
+    def tensors(self) -> Tensors:
+        """The weights of the checkpoint; there has to be one."""
+        return read_tensors(self.directory) if self.adapted is None else self.adapted.tensors()
 
     @property
     def encoder_config(self) -> dict[str, Any]:
@@ -120,7 +133,9 @@ def starting_point(
         return start
     if start.is_joint:
         _check_joint(start, model)
-        decoder = DecoderStart(start.source, start.directory, start.config["decoder"], _generation(start.directory))
+        folder = next((folder for folder in start.folders if holds_subword_tokenizer(folder)), start.directory)
+        generation = next(filter(None, map(_generation, start.folders)), None)
+        decoder = DecoderStart(start.source, folder, start.config["decoder"], generation)
     else:
         decoder = _separate_decoder(start, model, token, weights)
     return dataclasses.replace(start, decoder=decoder)
@@ -130,10 +145,18 @@ def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -
     config_name, source = model.config_name, model.model_name_or_path
     if source is not None:
         directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=weights)
-        config = hub.read_config(directory)
-        return StartingPoint(source, directory, config, read_preprocessor(directory, config))
+        adapted = adapted_base(source, directory, cache_dir=model.cache_dir, token=token, weights=weights)
+        has_config = adapted is None or (directory / "config.json").is_file()
+        config = hub.read_config(directory) if has_config else adapted.config()
+        folders = [folder for folder in _folders(directory, adapted) if has_preprocessor(folder)]
+        preprocessor = read_preprocessor(folders[0] if folders else directory, config)
+        return StartingPoint(source, directory, config, preprocessor, adapted=adapted)
     config = _shape(config_name, "--config_name", PRESETS)
     return StartingPoint(config_name, None, config, new_preprocessor(config))
+
+
+def _folders(directory: Path, adapted: AdaptedBase | None) -> list[Path]:
+    return [directory] if adapted is None else [directory, adapted.directory]
 
 
 def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
@@ -304,7 +327,7 @@ def initial_params(
         return _joined_params(start, config, seed)
     if start.directory is None:
         return _on_the_host(_draw(config, seed)), None
-    params, report = from_huggingface(read_tensors(start.directory), config, seed=seed, replace_head=replace_head)
+    params, report = from_huggingface(start.tensors(), config, seed=seed, replace_head=replace_head)
     return flatten_params(params), report
 
 
@@ -312,18 +335,21 @@ def _joined_params(
     start: StartingPoint, config: TranslationConfig, seed: int
 ) -> tuple[dict[str, np.ndarray], Report | None]:
     """Parameters of an encoder and a decoder, each of them pretrained or random."""
-    folders = {"encoder": start.directory, "decoder": start.decoder.directory}
+    readers = {
+        "encoder": None if start.directory is None else start.tensors,
+        "decoder": None if start.decoder.directory is None else partial(read_tensors, start.decoder.directory),
+    }
     drawn: dict[str, np.ndarray] = {}
-    if None in folders.values():
+    if None in readers.values():
         params = _draw(config, seed)
-        if set(folders.values()) == {None}:
+        if set(readers.values()) == {None}:
             return _on_the_host(params), None
         drawn = to_huggingface(params, config)
     tensors = {
-        part: read_tensors(folder)
-        if folder is not None
-        else {name.removeprefix(f"{part}."): drawn[name] for name in drawn if name.startswith(f"{part}.")}
-        for part, folder in folders.items()
+        part: {name.removeprefix(f"{part}."): drawn[name] for name in drawn if name.startswith(f"{part}.")}
+        if read is None
+        else read()
+        for part, read in readers.items()
     }
     params, report = from_encoder_and_decoder(tensors["encoder"], tensors["decoder"], config, seed=seed)
     return flatten_params(params), report

@@ -39,7 +39,7 @@ from xtremes_jax.training.loop import fit
 from xtremes_jax.training.meter import FitReport
 from xtremes_jax.training.processes import first_goes_ahead, from_first, is_first, several
 from xtremes_jax.training.signals import StopRequest
-from xtremes_jax.training.state import TrainState
+from xtremes_jax.training.state import TrainState, parameter_count
 from xtremes_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -330,6 +330,8 @@ def train_results(report: FitReport, state: TrainState, course: Course, step: Co
         "train_compilations_cached": step.cached,
         "train_buckets": len(course.loader.edges),
         "train_skipped_updates": int(state.skipped_updates),
+        "train_parameters": parameter_count(state.trainable),
+        "train_optimizer_bytes": course.optimization.optimizer_bytes,
     }
     return results | ({"best_step": best.step, "best_score": best.score} if best.step is not None else {})
 

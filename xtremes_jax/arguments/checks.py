@@ -44,9 +44,31 @@ def check_model(model: ModelArguments, training: TrainingArguments, given: Given
         )
 
 
-def check_frontend_cache(model: ModelArguments, selection: Selection, given: Given) -> None:
+def check_frozen(model: ModelArguments, given: Given) -> None:
+    """Low-rank factors beside an encoder that was pretrained, and that nothing else freezes or trains."""
+    if model.lora_rank is None:
+        return
+    wanted = given.source("lora_rank")
+    if model.model_name_or_path is None:
+        raise InputError(
+            f"{wanted} adapts a pretrained encoder, and {given.source('config_name')} gives one of random weights. "
+            "Name one with --model_name_or_path, or drop the flag to train it as a whole."
+        )
+    if model.freeze_encoder:
+        raise InputError(
+            f"{wanted} trains factors in the encoder, and {given.source('freeze_encoder')} nothing in it. Drop one of "
+            "the two."
+        )
+    if not model.freeze_feature_encoder:
+        raise InputError(
+            f"{wanted} keeps the encoder as it was pretrained, and {given.source('freeze_feature_encoder')} False "
+            "trains its front end. Drop one of the two."
+        )
+
+
+def check_frontend_cache(model: ModelArguments, given: Given) -> None:
     """Frames are kept only of a front end that does not change."""
-    frozen = model.freeze_feature_encoder or (model.freeze_encoder and selection.task.kind == "translation")
+    frozen = model.freeze_feature_encoder or model.freeze_encoder
     if model.cache_frontend and not frozen:
         raise InputError(
             f"{given.source('cache_frontend')} keeps what the convolutional front end computes, and "
@@ -312,6 +334,8 @@ NEEDS: dict[str, tuple[str, Callable[[Arguments], bool]]] = {
         "where the decoder brings its vocabulary",
         lambda run: run.model.decoder_config_name is not None,
     ),
+    "encoder_trains": ("beside --freeze_encoder", lambda run: not run.model.freeze_encoder),
+    "lora": ("without --lora_rank", lambda run: run.model.lora_rank is not None),
     "pooled": ("in a task of {family}", lambda run: run.selection.task.kind in ("classification", "retrieval")),
     "retrieval": ("in a task of {family}", lambda run: run.selection.task.kind == "retrieval"),
     "own_tokenizer": ("beside --tokenizer_name_or_path", lambda run: run.model.tokenizer_name_or_path is None),

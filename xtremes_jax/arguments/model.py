@@ -40,7 +40,16 @@ class ModelArguments:
         "says, else not).",
         needs=("train", "translation"),
     )
-    freeze_encoder: bool = flag(False, "Keep the whole encoder as it was pretrained.", needs=("train", "translation"))
+    freeze_encoder: bool = flag(
+        False, "Keep the whole encoder as it was pretrained, and train the head or the decoder alone.", needs=("train",)
+    )
+    freeze_encoder_steps: int = flag(
+        0,
+        "Updates at the beginning in which only the head, or the decoder, is trained; after them, all that is not "
+        "frozen otherwise (ours).",
+        at_least=0,
+        needs=("train", "encoder_trains"),
+    )
     freeze_decoder: bool = flag(
         False,
         "Keep the decoder as it was pretrained, apart from cross-attention that it did not have (ours).",
@@ -61,6 +70,25 @@ class ModelArguments:
         "Keep the convolutional front end as it was pretrained.",
         old=("freeze_feature_extractor",),
         needs=("train",),
+    )
+    lora_rank: int | None = flag(
+        None,
+        "Keep the encoder as it was pretrained and train low-rank factors of this rank beside its linear maps (LoRA), "
+        "with the head or the decoder (ours).",
+        at_least=1,
+        needs=("train",),
+    )
+    lora_alpha: float = flag(
+        8.0,
+        "What the product of the factors is multiplied with, times the rank (ours; PEFT's default).",
+        above=0,
+        needs=("train", "lora"),
+    )
+    lora_targets: tuple[str, ...] = flag(
+        (),
+        "Names of the linear maps to adapt, as Transformers calls them, such as q_proj v_proj (ours; unset: all of "
+        "attention and feed-forward).",
+        needs=("train", "lora"),
     )
     cache_frontend: bool = flag(
         False,

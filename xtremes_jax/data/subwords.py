@@ -25,6 +25,11 @@ _FILES = ("tokenizer.json", "sentencepiece.bpe.model", "spiece.model", "tokenize
 """Any of these makes a directory one with a subword tokenizer; a CTC tokenizer has none of them."""
 
 
+def holds_subword_tokenizer(directory: Path) -> bool:
+    """Whether a directory has a file of a decoder's tokenizer."""
+    return any((directory / name).is_file() for name in _FILES)
+
+
 def load_subword_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast | None":
     """The decoder's tokenizer in a model directory, from local files alone; None when there is none.
 
@@ -32,7 +37,7 @@ def load_subword_tokenizer(directory: str | Path) -> "PreTrainedTokenizerFast | 
         InputError: the files are damaged, of a tokenizer that is not "fast", or it lacks an end or a padding token.
     """
     directory = Path(directory)
-    if not any((directory / name).is_file() for name in _FILES):
+    if not holds_subword_tokenizer(directory):
         return None
     from transformers import AutoTokenizer
 

@@ -1,13 +1,14 @@
 """Speech encoders with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
 from xtremes_jax.models.config import ModelConfig, is_retrieval, label_names
-from xtremes_jax.models.convert import Report, from_huggingface, to_huggingface
+from xtremes_jax.models.convert import Report, from_huggingface, newly_drawn, to_huggingface
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
 from xtremes_jax.models.families import FAMILIES, config_class_of, config_from_huggingface
 from xtremes_jax.models.generate import Generated, generate, generate_from_hidden
 from xtremes_jax.models.generation_config import GenerationConfig
+from xtremes_jax.models.lora import Lora, is_factor, merge_factors
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.model import (
     ModelOutput,
@@ -34,6 +35,7 @@ __all__ = [
     "FAMILIES",
     "Generated",
     "GenerationConfig",
+    "Lora",
     "ModelConfig",
     "ModelOutput",
     "PRESETS",
@@ -58,11 +60,14 @@ __all__ = [
     "from_huggingface",
     "generate",
     "generate_from_hidden",
+    "is_factor",
     "is_feature_encoder",
     "is_fixed",
     "is_retrieval",
     "label_names",
     "merge",
+    "merge_factors",
+    "newly_drawn",
     "path_name",
     "split_params",
     "to_huggingface",

@@ -12,6 +12,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.models import tables
 from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.families import family_of
+from xtremes_jax.models.lora import Lora
 from xtremes_jax.models.model import (
     AnyConfig,
     Params,
@@ -116,7 +117,12 @@ def _their_names(rule: Rule, config: AnyConfig) -> list[str]:
 
 def their_names(config: AnyConfig) -> list[str]:
     """The Hugging Face names of all parameters of a model."""
-    return [name for rule in _rules(config).values() for name in _their_names(rule, config)]
+    return [name for names in their_names_of_ours(config).values() for name in names]
+
+
+def their_names_of_ours(config: AnyConfig) -> dict[str, list[str]]:
+    """Our dotted name of each parameter -> Hugging Face's: one for each layer where ours are stacked."""
+    return {ours: _their_names(rule, config) for ours, rule in _rules(config).items()}
 
 
 def from_huggingface(
@@ -293,13 +299,13 @@ def refuse(lacking: list[str], unknown: list[str]) -> None:
     )
 
 
-def newly_drawn(config: AnyConfig, seed: int, names: list[str]) -> dict[str, np.ndarray]:
+def newly_drawn(config: AnyConfig, seed: int, names: list[str], lora: Lora | None = None) -> dict[str, np.ndarray]:
     """Newly initialised parameters of these names; XLA leaves out the drawing of all others."""
     if not names:
         return {}
 
     def draw() -> dict[str, jax.Array]:
-        _, params = split_params(build_model(config, seed=jax.random.key(seed)))
+        _, params = split_params(build_model(config, seed=jax.random.key(seed), lora=lora))
         flat = flatten_params(params)
         return {name: flat[name] for name in names}
 

@@ -73,7 +73,17 @@ def uniform_initializer(bound: float) -> jax.nn.initializers.Initializer:
 
 
 class Linear(nnx.Module):
-    """A linear map of the last axis. Unlike `nnx.Linear`'s, its parameters' gradients are summed in float32."""
+    """A linear map of the last axis. Unlike `nnx.Linear`'s, its parameters' gradients are summed in float32.
+
+    It may carry the factors of a low-rank adaptation, which `lora.adapt` gives it.
+    """
+
+    lora_A: nnx.Param | None = None
+    """`[inputs, rank]`, or with the layers before."""
+    lora_B: nnx.Param | None = None
+    """`[rank, outputs]`, or with the layers before."""
+    lora_scale: float = 1.0
+    """What the product with both is multiplied with."""
 
     def __init__(
         self,
@@ -93,7 +103,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         """Computes in `dtype`; sums and bias are added, and returned, in `output_dtype` (by default the same)."""
-        y = multiply(x.astype(self.dtype), self.kernel[...], self.output_dtype)
+        x = x.astype(self.dtype)
+        y = multiply(x, self.kernel[...], self.output_dtype)
+        if self.lora_A is not None:
+            narrow = checkpoint_name(multiply(x, self.lora_A[...], self.dtype), PRODUCT)
+            y = y + multiply(narrow, self.lora_B[...], self.output_dtype) * jnp.asarray(self.lora_scale, y.dtype)
         y = checkpoint_name(y, PRODUCT)
         return y + spread(self.bias[...], y.shape, y.dtype)
 

@@ -14,6 +14,7 @@ from xtremes_jax.models.config import ModelConfig
 from xtremes_jax.models.families import family_of
 from xtremes_jax.models.heads import classification_logits, ctc_logits, unit_embeddings
 from xtremes_jax.models.layers import linear
+from xtremes_jax.models.lora import Lora, adapt
 from xtremes_jax.models.masking import Randomness
 from xtremes_jax.models.translation import TranslationModel
 from xtremes_jax.models.translation_config import TranslationConfig
@@ -120,7 +121,12 @@ AnyModel = SpeechModel | TranslationModel
 
 
 def build_model(
-    config: AnyConfig, *, seed: int | Key[Array, ""] = 0, dtype: Any = jnp.float32, remat: str = "none"
+    config: AnyConfig,
+    *,
+    seed: int | Key[Array, ""] = 0,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+    lora: Lora | None = None,
 ) -> AnyModel:
     """A model with newly drawn float32 parameters, distributed as Transformers draws them.
 
@@ -131,17 +137,24 @@ def build_model(
         dtype: what is computed in (float32, bfloat16 or float16); parameters, waveform statistics, norms, softmax and
             logits are float32 in any case.
         remat: a name of `stacked.REMAT_POLICIES`: "none", "full" or "dots".
+        lora: how linear maps of the encoder's layers are adapted, if they are; all else is drawn as without.
 
     Raises:
-        InputError: the configuration has no head, or the policy is unknown.
+        InputError: the configuration has no head, the policy is unknown, or there is no such map to adapt.
     """
     kind = TranslationModel if isinstance(config, TranslationConfig) else SpeechModel
-    return kind(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(seed))
+    rngs = nnx.Rngs(seed)
+    model = kind(config, dtype=dtype, remat=remat, rngs=rngs)
+    if lora is not None:
+        adapt(model.encoder.encoder.layers, lora, rngs)
+    return model
 
 
-def abstract_model(config: AnyConfig, *, dtype: Any = jnp.float32, remat: str = "none") -> AnyModel:
+def abstract_model(
+    config: AnyConfig, *, dtype: Any = jnp.float32, remat: str = "none", lora: Lora | None = None
+) -> AnyModel:
     """The same model with `jax.ShapeDtypeStruct` in place of arrays: nothing is computed or allocated."""
-    return nnx.eval_shape(lambda: build_model(config, seed=jax.random.key(0), dtype=dtype, remat=remat))
+    return nnx.eval_shape(lambda: build_model(config, seed=jax.random.key(0), dtype=dtype, remat=remat, lora=lora))
 
 
 def split_params(model: AnyModel) -> tuple[Any, Params]:

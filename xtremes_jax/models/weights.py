@@ -83,6 +83,28 @@ def read_tensors(directory: Path) -> Tensors:
     raise InputError(f"No weights in {directory}: looked for {', '.join(WEIGHT_FILES)}. {hint}")
 
 
+def write_tensor_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file, whole or not at all."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _save(staged, tensors)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: Mapping[str, np.ndarray]) -> int:
+    """Writes a safetensors file and returns the bytes of its tensors."""
+    # The library hands raw pointers to its writer: anything but C order would be written scrambled.
+    arrays = {name: np.asarray(tensors[name], order="C") for name in tensors}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(arrays, path, metadata={"format": "pt"})
+    # The library makes files that only their owner may read, whatever the umask says.
+    path.chmod(mode)
+    return sum(array.nbytes for array in arrays.values())
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold one object; InputError otherwise (see `small_files.read_object`)."""
     try:
@@ -115,14 +137,7 @@ def write_safetensors(
     total = 0
     try:
         for name, members in zip(names, shards, strict=True):
-            # The library hands raw pointers to its writer: anything but C order would be written scrambled.
-            arrays = {member: np.asarray(tensors[member], order="C") for member in members}
-            total += sum(array.nbytes for array in arrays.values())
-            staged[name].touch()
-            mode = staged[name].stat().st_mode
-            save_file(arrays, staged[name], metadata={"format": "pt"})
-            # The library makes files that only their owner may read, whatever the umask says.
-            staged[name].chmod(mode)
+            total += _save(staged[name], {member: tensors[member] for member in members})
         if len(shards) > 1:
             weight_map = {member: name for name, members in zip(names, shards, strict=True) for member in members}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -181,6 +196,11 @@ def _read_sharded(index_path: Path) -> dict[str, Reader]:
         # A tensor that the index does not list is still handed on, so that the conversion can report it by name.
         readers.update({name: read for name, read in found.items() if weight_map.get(name, shard) == shard})
     return readers
+
+
+def read_tensor_file(path: Path) -> Tensors:
+    """The tensors of one file, by its ending one of safetensors or one that `torch.save` wrote; see `read_tensors`."""
+    return Tensors(_read_file(path))
 
 
 def _read_file(path: Path) -> dict[str, Reader]:

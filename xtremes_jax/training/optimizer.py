@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xtremes_jax.errors import InputError
 
@@ -63,6 +64,58 @@ def make_optimizer(
         decay_mask: pytree of bools shaped like the trainable parameters.
     """
     return optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask)
+
+
+class LateState(NamedTuple):
+    """State of an optimizer some of whose parameters join later."""
+
+    done: Int[Array, ""]
+    """Updates made."""
+    early: Any
+    """State of the optimizer of the others."""
+    late: Any
+    """State of the optimizer of those that join later."""
+
+
+def with_latecomers(
+    early: optax.GradientTransformation, late: optax.GradientTransformation, names: frozenset[str], updates: int
+) -> optax.GradientTransformation:
+    """Two optimizers of a flat dict of parameters; the second one's are as if they had no gradient at first.
+
+    As PyTorch's optimizers treat a parameter whose `grad` is None: neither moments nor decay nor a count of updates,
+    until there is one.
+
+    Args:
+        early: of the other parameters.
+        late: of those that join later; its schedule is given updates since then.
+        names: of those.
+        updates: that are made without them.
+    """
+
+    def split(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return (
+            {name: value for name, value in tree.items() if name not in names},
+            {name: value for name, value in tree.items() if name in names},
+        )
+
+    def init(parameters: dict[str, Any]) -> LateState:
+        now, later = split(parameters)
+        return LateState(jnp.zeros((), jnp.int32), early.init(now), late.init(later))
+
+    def update(gradients: dict[str, Any], state: LateState, parameters: dict[str, Any]) -> tuple[Any, LateState]:
+        (now, later), (of_now, of_later) = split(gradients), split(parameters)
+        changes, moments = early.update(now, state.early, of_now)
+        late_changes, late_moments = late.update(later, state.late, of_later)
+        joined = state.done >= updates
+
+        def unless_too_early(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(joined, a, b), new, old)
+
+        late_changes = unless_too_early(late_changes, jax.tree.map(jnp.zeros_like, late_changes))
+        late_moments = unless_too_early(late_moments, state.late)
+        return changes | late_changes, LateState(state.done + 1, moments, late_moments)
+
+    return optax.GradientTransformation(init, update)
 
 
 def global_norm(gradients) -> Float[Array, ""]:

@@ -101,8 +101,30 @@ def run_model(model, objective: Objective | PairObjective, batch: Batch, randomn
     return model(batch.audio, batch.audio_lengths, randomness=randomness, frames=batch.frames)
 
 
-def _make_gradients(graphdef, objective: Objective | PairObjective, accumulation: int) -> Callable:
+def _make_gradients(
+    graphdef, objective: Objective | PairObjective, accumulation: int, late: frozenset[str], late_updates: int
+) -> Callable:
     """`(state, batch, key, factor) -> (loss, gradients)`: of the batch's loss sum times `factor`."""
+    of_all = _make_all_gradients(graphdef, objective, accumulation)
+    if not late:
+        return of_all
+
+    def of_others(state: TrainState, batch: Batch, key, factor):
+        """Those of the parameters that are not `late`, the others being 0: nothing is computed for these."""
+        left = {name: value for name, value in state.trainable.items() if name in late}
+        others = {name: value for name, value in state.trainable.items() if name not in late}
+        held = state._replace(trainable=others, frozen=state.frozen | left)
+        loss, gradients = of_all(held, batch, key, factor)
+        return loss, gradients | {name: jnp.zeros_like(value) for name, value in left.items()}
+
+    def of_whom_it_is_time(state: TrainState, batch: Batch, key, factor):
+        return jax.lax.cond(_update_count(state) < late_updates, of_others, of_all, state, batch, key, factor)
+
+    return of_whom_it_is_time
+
+
+def _make_all_gradients(graphdef, objective: Objective | PairObjective, accumulation: int) -> Callable:
+    """The same, by all trainable parameters."""
 
     def forward(trainable, frozen, batch: Batch, key):
         model = join(graphdef, trainable, frozen)
@@ -146,6 +168,8 @@ def make_train_step(
     seed: int,
     mesh: Mesh,
     state_sharding: TrainState,
+    late: frozenset[str] = frozenset(),
+    late_updates: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Compiles (once for each batch shape) the step `(state, batch) -> (state, metrics)`; the state is donated.
 
@@ -159,9 +183,11 @@ def make_train_step(
         seed: of dropout, SpecAugment and layerdrop.
         mesh: the device mesh.
         state_sharding: sharding of each array of the state; pinned, or the second step would compile again.
+        late: names of trainable parameters by which nothing is differentiated in the first
+        late_updates: updates; the optimizer leaves them alone meanwhile (`optimizer.with_latecomers`).
     """
 
-    loss_and_gradients = _make_gradients(graphdef, objective, accumulation)
+    loss_and_gradients = _make_gradients(graphdef, objective, accumulation, late, late_updates)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
