@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "evaluation": {"errors", "batch", "tasks"},
     "planning": {"errors", "tasks"},
     "feature_extractors": {"errors", "batch", "models"},
-    "hub": {"errors", "batch", "feature_extractors", "models"},
+    "nested_vocabulary": {"errors", "models"},
+    "hub": {"errors", "batch", "feature_extractors", "models", "nested_vocabulary"},
     "model_card": {"errors"},
 }
 """Room (or file) -> what it may import of this package besides itself. Entry points, not named here, import what they

@@ -55,6 +55,7 @@ def _write(
         id2label=None if names is None else dict(enumerate(names)),
         model_card=model_card(_facts(directory, arguments, corpus, {}, start)),
         generation=network.generation.to_huggingface() if translation else None,
+        target_lang=None if start.language is None else start.language.name,
     )
     logger.info("Wrote the model to %s: load it with Transformers or with xtremes_jax.load_model", directory)
 

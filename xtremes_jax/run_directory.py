@@ -38,6 +38,7 @@ _LEFT_BY_A_FINISHED_RUN = (
     "*predictions.jsonl",
     "*embeddings.npz",
     "model*.safetensors*",
+    "adapter.*.safetensors",
 )
 """Patterns of the files that a run which starts afresh in the same directory makes anew, or does not mean to have."""
 

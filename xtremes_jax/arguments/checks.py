@@ -44,9 +44,26 @@ def check_model(model: ModelArguments, training: TrainingArguments, given: Given
         )
 
 
+def check_adapters(model: ModelArguments, selection: Selection, given: Given) -> None:
+    """Files of languages hold a head for recognition; a decoder has no adapters."""
+    kind = selection.task.kind
+    if model.target_lang is not None and kind != "ctc":
+        raise InputError(
+            f"{given.source('target_lang')} {model.target_lang} chooses adapters and a head for recognition, and "
+            f"{selection.task.name} is a task of {selection.task.family}. Drop it."
+        )
+    for name in ("adapter_attn_dim", "train_adapters_only"):
+        if getattr(model, name) and kind == "translation":
+            raise InputError(
+                f"{given.source(name)} is for models with a head, and {selection.task.name} has a decoder. Drop it; "
+                "--freeze_encoder leaves the decoder alone to be trained."
+            )
+
+
 def check_frontend_cache(model: ModelArguments, selection: Selection, given: Given) -> None:
     """Frames are kept only of a front end that does not change."""
-    frozen = model.freeze_feature_encoder or (model.freeze_encoder and selection.task.kind == "translation")
+    frozen = model.freeze_feature_encoder or model.train_adapters_only
+    frozen = frozen or (model.freeze_encoder and selection.task.kind == "translation")
     if model.cache_frontend and not frozen:
         raise InputError(
             f"{given.source('cache_frontend')} keeps what the convolutional front end computes, and "

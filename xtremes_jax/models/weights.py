@@ -29,6 +29,9 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, PICKLED, PICKLED_INDEX)
 """What `read_tensors` looks for, in this order."""
 
+ADAPTER_FILES = ("adapter.*.safetensors", "adapter.*.bin")
+"""What the adapters of one language are called beside the weights, its name for the star; looked for in this order."""
+
 # Flax, TensorFlow, fairseq and Lightning, ONNX, GGUF.
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".pt", ".ckpt", ".onnx", ".gguf")
 
@@ -83,6 +86,22 @@ def read_tensors(directory: Path) -> Tensors:
     raise InputError(f"No weights in {directory}: looked for {', '.join(WEIGHT_FILES)}. {hint}")
 
 
+def read_tensor_file(path: Path) -> Tensors:
+    """Open one file of tensors, safetensors or by `torch.save`; lazily, and with the errors, as `read_tensors`."""
+    return Tensors(_read_file(Path(path)))
+
+
+def write_tensor_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write one safetensors file, in place of any that is there."""
+    # The library hands raw pointers to its writer: anything but C order would be written scrambled.
+    arrays = {name: np.asarray(tensors[name], order="C") for name in tensors}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(arrays, path, metadata={"format": "pt"})
+    # The library makes files that only their owner may read, whatever the umask says.
+    path.chmod(mode)
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold one object; InputError otherwise (see `small_files.read_object`)."""
     try:
@@ -115,14 +134,8 @@ def write_safetensors(
     total = 0
     try:
         for name, members in zip(names, shards, strict=True):
-            # The library hands raw pointers to its writer: anything but C order would be written scrambled.
-            arrays = {member: np.asarray(tensors[member], order="C") for member in members}
-            total += sum(array.nbytes for array in arrays.values())
-            staged[name].touch()
-            mode = staged[name].stat().st_mode
-            save_file(arrays, staged[name], metadata={"format": "pt"})
-            # The library makes files that only their owner may read, whatever the umask says.
-            staged[name].chmod(mode)
+            write_tensor_file(staged[name], {member: tensors[member] for member in members})
+            total += sum(tensors[member].nbytes for member in members)
         if len(shards) > 1:
             weight_map = {member: name for name, members in zip(names, shards, strict=True) for member in members}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
