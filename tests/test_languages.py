@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from corpora import tone, write_corpus
 from languages import LANGUAGES, VOCABULARY, WIDTH, write_checkpoint
+from local_hub import TOKEN, running_hub
 from runs import flags, parameters, rows
 from safetensors.numpy import load_file
 
@@ -70,11 +71,11 @@ def test_without_a_language_it_is_the_weights_own(checkpoint, rng):
     np.testing.assert_array_equal(own(clip).logits, eng(clip).logits)
 
 
-def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, caplog):
+def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, capsys):
     output = tmp_path / "run"
     start = dict(config_name=None, model_name_or_path=checkpoint, target_lang="fra")
     assert train.main(flags(corpus, output, "mls.all", **start, train_adapters_only=True, save_strategy="no")) == 0
-    assert "Newly drawn" not in caplog.text
+    assert "Newly drawn" not in capsys.readouterr().err
     losses = [row["loss"] for row in rows(output / "metrics.jsonl") if "loss" in row]
     assert len(losses) == 4 and np.isfinite(losses).all()
 
@@ -116,7 +117,7 @@ def randomize_adapters(model, rng):
     randomize(model._get_adapters().items(), rng)
 
 
-def test_a_new_language_of_a_model_without_adapters(corpus, tmp_path, rng, caplog):
+def test_a_new_language_of_a_model_without_adapters(corpus, tmp_path, rng, capsys):
     plain = write_checkpoint(tmp_path / "plain", rng, adapters=False)
     output = tmp_path / "run"
     changes = dict(
@@ -124,7 +125,7 @@ def test_a_new_language_of_a_model_without_adapters(corpus, tmp_path, rng, caplo
         save_steps=2, gradient_checkpointing=True,
     )  # fmt: skip
     assert train.main(flags(corpus, output, "mls.all", **changes)) == 0
-    assert "has no adapter for the language xyz" in caplog.text and "Newly drawn" in caplog.text
+    assert "has no adapter for the language xyz" in (err := capsys.readouterr().err) and "Newly drawn" in err
     before, after = load_file(plain / "model.safetensors"), parameters(output)
     for name, array in after.items():
         assert is_of_language(name) or np.array_equal(array, before[name]), name
@@ -135,8 +136,9 @@ def test_a_new_language_of_a_model_without_adapters(corpus, tmp_path, rng, caplo
 
     # The same run goes on; another language does not.
     assert train.main(flags(corpus, output, "mls.all", **changes)) == 0
-    changes |= dict(target_lang="abc", overwrite_output_dir=None, max_steps=6)
-    assert train.main(flags(corpus, output, "mls.all", **changes)) == 2
+    capsys.readouterr()
+    assert train.main(flags(corpus, output, "mls.all", **changes | dict(target_lang="abc", max_steps=6))) == 2
+    assert "was trained with --target_lang xyz, and this run has abc" in capsys.readouterr().err
 
 
 def test_a_new_language_leaves_nothing_of_the_old_one(checkpoint):
@@ -170,6 +172,27 @@ def damaged(checkpoint, folder, change):
     change(tensors)
     save_file(tensors, folder / "adapter.eng.safetensors")
     return folder
+
+
+def test_from_a_hub_comes_the_language_that_is_asked_for(checkpoint, tmp_path, monkeypatch):
+    with running_hub(monkeypatch) as server:
+        server.repositories["someone/mms"] = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+        options = dict(cache_dir=str(tmp_path / "cache"))
+        assert load_model("someone/mms", target_lang="eng", **options).config.vocab_size == 9
+        assert {"adapter.eng.safetensors", "vocab.json"} < set(server.downloads)
+        assert "adapter.fra.bin" not in server.downloads
+        assert load_model("someone/mms", target_lang="fra", **options).config.vocab_size == 11
+        assert "adapter.fra.bin" in server.downloads
+        with pytest.raises(InputError, match="no adapter for the language frq: did you mean fra.* It has eng, fra"):
+            load_model("someone/mms", target_lang="frq", **options)
+
+
+def test_a_push_takes_adapters_along(checkpoint, monkeypatch):
+    with running_hub(monkeypatch) as server:
+        hub.push(checkpoint, repo_id="someone/mine", token=TOKEN, private=None, commit_message="Mine")
+        sent = server.repositories["someone/mine"]
+        assert sent["adapter.eng.safetensors"] == (checkpoint / "adapter.eng.safetensors").read_bytes()
+        assert "adapter.fra.bin" not in sent
 
 
 FIRST = "wav2vec2.encoder.layers.0.adapter_layer.linear_1.weight"
@@ -215,6 +238,9 @@ def test_what_is_not_there_is_said(checkpoint, tmp_path, rng):
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"target_lang": None}))
     with pytest.raises(InputError, match="vocabularies of 2 languages .* --target_lang: eng, fra"):
         load_model(copy)
+    (copy / "adapter.fra.bin").unlink()
+    with pytest.raises(InputError, match="vocabulary of the language fra, and no adapter.fra.safetensors beside"):
+        load_model(copy, target_lang="fra")
     (copy / "vocab.json").write_text(json.dumps({"fra": VOCABULARY["fra"]}))
     with pytest.raises(InputError, match="no vocabulary of the language 'eng' .* those of fra"):
         load_model(copy, target_lang="eng")
@@ -255,11 +281,11 @@ def test_models_without_a_place_for_adapters_are_named(fields, changes, message,
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_classification_trains_adapters_alone(corpus, tmp_path, caplog):
+def test_classification_trains_adapters_alone(corpus, tmp_path, capsys):
     output = tmp_path / "run"
     changes = dict(adapter_attn_dim=8, train_adapters_only=True, save_strategy="no", max_steps=1, do_eval=None)
     assert train.main(flags(corpus, output, "minds14.all", **changes)) == 0
-    assert "encoder has random weights and stays as it is; set --train_adapters_only False" in caplog.text
+    assert "encoder has random weights and stays as it is; set --train_adapters_only False" in capsys.readouterr().err
     model, info = transformers.AutoModelForAudioClassification.from_pretrained(output, output_loading_info=True)
     assert not any(info.values()) and model.config.adapter_attn_dim == 8
 

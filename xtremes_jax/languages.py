@@ -100,9 +100,15 @@ def find_language(
     adapter = _adapters_in(directory).get(name)
     if adapter is not None:
         return Language(name, adapter, is_new=False)
-    known = _adapters_in(directory) if is_local else nested_languages(directory)
-    if not weights and name in nested_languages(directory):
+    named = nested_languages(directory)
+    if not weights and name in named:
         return Language(name, None, is_new=False)
+    if name in named:  # the weights may be that language's, or the file may have been left behind
+        raise InputError(
+            f"{source} has a vocabulary of the language {name}, and no {ADAPTER_FILES[0].replace('*', name)} beside "
+            "the weights. Put it there, or leave out target_lang to go on with the adapters that the weights hold."
+        )
+    known = _adapters_in(directory) if is_local else named
     if not may_be_new:
         raise InputError(
             f"{source} has no adapter for the language {name}{nearest(name, known)} {_has(known)} To train a new "
