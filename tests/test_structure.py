@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "evaluation": {"errors", "batch", "tasks"},
     "planning": {"errors", "tasks"},
     "feature_extractors": {"errors", "batch", "models"},
-    "hub": {"errors", "batch", "feature_extractors", "models"},
+    "nested_vocabulary": {"errors", "models"},
+    "hub": {"errors", "batch", "feature_extractors", "models", "nested_vocabulary"},
     "upload": {"errors", "hub"},
     "model_card": {"errors"},
 }

@@ -14,6 +14,7 @@ from xtremes_jax.batch import SAMPLE_RATE
 from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
+from xtremes_jax.languages import check_vocabulary, of_language
 from xtremes_jax.models import (
     GenerationConfig,
     Lora,
@@ -25,10 +26,12 @@ from xtremes_jax.models import (
     is_factor,
     is_feature_encoder,
     is_fixed,
+    is_language_adapter,
     is_retrieval,
     newly_drawn,
     split_params,
 )
+from xtremes_jax.models.config import LANGUAGE_ADAPTER
 from xtremes_jax.starting import (
     StartingPoint,
     configure,
@@ -78,12 +81,13 @@ def model_config(arguments: Arguments, start: StartingPoint, corpus: Corpus) -> 
 
     Raises:
         InputError: the model has fewer outputs than its tokenizer has tokens; one that is only scored was not
-            trained for retrieval; or frames are to be cached that depend on padding.
+            trained for retrieval; frames are to be cached that depend on padding; or only adapters are to be trained,
+            and there are none.
     """
     kind = arguments.selection.task.kind
     changes: dict[str, Any] = {"mask_padding": arguments.model.mask_padding}
     if arguments.training.do_train:
-        changes |= {name: getattr(arguments.model, name) for name in _FROM_FLAGS}
+        changes |= {name: getattr(arguments.model, name) for name in (*_FROM_FLAGS, LANGUAGE_ADAPTER)}
     if kind == "translation":
         config = _translation_config(arguments, start, corpus.tokenizer, changes)
     else:
@@ -104,10 +108,14 @@ def _config_with_head(
                 f"{start.source} was not trained for retrieval (its config.json has no xtremes_jax_head). Fine-tune "
                 "it with xtremes_jax.train --do_train, or choose a model of --task fleurs-retrieval."
             )
+        if start.language is not None:
+            return of_language(config, corpus.tokenizer, start.source)
         if corpus.tokenizer is not None:
             _check_tokenizer(corpus.tokenizer, config.vocab_size, start.source)
             _check_same_ids(("pad_token_id",), config, corpus.tokenizer, start.source)
         return config
+    if start.language is not None and arguments.model.tokenizer_name_or_path is None:
+        check_vocabulary(start.language, corpus.tokenizer, start.source)
     if corpus.tokenizer is not None:
         changes |= {"vocab_size": len(corpus.tokenizer), "pad_token_id": corpus.tokenizer.pad_token_id}
     elif kind == "retrieval":
@@ -115,7 +123,13 @@ def _config_with_head(
         changes["num_labels"] = arguments.model.embedding_dim or known
     else:
         changes["num_labels"] = len(corpus.label_names)
-    return configure(start, kind, changes)
+    config = configure(start, kind, changes)
+    if arguments.model.train_adapters_only and not config.has_language_adapters:
+        raise InputError(
+            f"--train_adapters_only: {start.source} has no adapters in its layers (adapter_attn_dim in its "
+            "config.json). Add some with --adapter_attn_dim 16, or drop the flag."
+        )
+    return config
 
 
 def _check_padding(flags: ModelArguments, start: StartingPoint, config: ModelConfig) -> None:
@@ -296,6 +310,8 @@ def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool
     """Whether a parameter stays as it was pretrained. Parts that are new to the checkpoint are always trained."""
     if is_fixed(name):
         return True
+    if model.train_adapters_only:
+        return name.startswith("encoder.") and not is_language_adapter(name)
     if is_factor(name):
         return False
     if ".encoder_attn" in name and any(".encoder_attn" in new for new in missing):
@@ -320,6 +336,7 @@ def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint, name
     frozen = {
         "--freeze_feature_encoder": ("convolutional front end", front_end, start.directory),
         "--freeze_encoder": ("encoder", model.freeze_encoder, start.directory),
+        "--train_adapters_only": ("encoder", model.train_adapters_only, start.directory),
         "--freeze_decoder": ("decoder", model.freeze_decoder, start.decoder and start.decoder.directory),
     }
     for flag, (part, is_frozen, directory) in frozen.items():

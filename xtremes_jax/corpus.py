@@ -259,12 +259,14 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     model, data = arguments.model, arguments.data
     if arguments.selection.task.kind == "translation":
         return _subword_tokenizer(arguments, start, raw)
-    if model.tokenizer_name_or_path is not None or not arguments.training.do_train:
+    language = None if start.language is None else start.language.name
+    is_known = not arguments.training.do_train or (start.language is not None and not start.language.is_new)
+    if model.tokenizer_name_or_path is not None or is_known:
         source, token = model.tokenizer_name_or_path or start.source, arguments.training.hub_token
         folders = start.folders
         if model.tokenizer_name_or_path is not None:
             folders = [hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=False)]
-        tokenizer = next(filter(None, map(hub.load_tokenizer, folders)), None)
+        tokenizer = next(filter(None, (hub.load_tokenizer(folder, language) for folder in folders)), None)
         if tokenizer is None:
             raise InputError(f"{source} holds no vocab.json, so no tokenizer. Name one with --tokenizer_name_or_path.")
         return tokenizer
@@ -274,7 +276,7 @@ def _tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSpl
     tokens = {name: getattr(data, name) for name in ("unk_token", "pad_token", "word_delimiter_token")}
     vocabulary = build_vocabulary(texts, **tokens)
     logger.info("Vocabulary of %d characters and tokens, from the transcripts of all splits in use", len(vocabulary))
-    return CharacterTokenizer(vocabulary, **tokens)
+    return CharacterTokenizer(vocabulary, **tokens, target_lang=language)
 
 
 def _subword_tokenizer(arguments: Arguments, start: StartingPoint, raw: dict[str, RawSplit]):

@@ -74,6 +74,7 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
     windows = {name: getattr(training, name) for name in ("chunk_length_s", "stride_length_s")}
     return {
         "model": arguments.model.model_name_or_path,
+        **({"target_lang": arguments.model.target_lang} if arguments.model.target_lang is not None else {}),
         "task": arguments.selection.task.name,
         "dataset": arguments.data.dataset_name,
         "config": arguments.data.dataset_config_name,

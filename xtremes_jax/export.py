@@ -78,6 +78,7 @@ def write_model(
         id2label=None if names is None else dict(enumerate(names)),
         model_card=model_card(facts),
         generation=network.generation.to_huggingface() if translation else None,
+        target_lang=None if start.language is None else start.language.name,
     )
     _write_eval_results(directory, facts)
     if network.lora is None:

@@ -27,10 +27,18 @@ from huggingface_hub.errors import (
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import write_processor
+from xtremes_jax.models import is_of_language
 from xtremes_jax.models.config import is_retrieval
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.families import FAMILIES
-from xtremes_jax.models.weights import WEIGHT_FILES, read_json_object, write_safetensors
+from xtremes_jax.models.weights import (
+    ADAPTER_FILES,
+    WEIGHT_FILES,
+    read_json_object,
+    write_safetensors,
+    write_tensor_file,
+)
+from xtremes_jax.nested_vocabulary import nested_languages, one_language
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2CTCTokenizer
@@ -61,7 +69,9 @@ _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
 EVAL_RESULTS = huggingface_hub.constants.EVAL_RESULTS_FOLDER
 """Folder of a model's scores for programs."""
-_PUSHED = (*CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml")
+_PUSHED = (
+    *CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, ADAPTER_FILES[0], *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml",
+)  # fmt: skip
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # The client raises the errors of its HTTP library as they are; this is their common base, whichever library that is.
 HTTP_ERROR = HfHubHTTPError.__bases__[0]
@@ -74,6 +84,7 @@ def resolve_model(
     revision: str | None = None,
     token: str | None = None,
     weights: bool = True,
+    target_lang: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
     """The local directory of a model: a directory as it is, a hub id after its files have been downloaded.
@@ -87,6 +98,7 @@ def resolve_model(
         revision: branch, tag or commit on the hub.
         token: for private and gated models; None means the one of `hf auth login`, if any.
         weights: False for the small files alone (a tokenizer's repository); then config.json may be absent too.
+        target_lang: with the weights come the adapters of this language, if there are any.
         endpoint: address of the hub; None means `HF_ENDPOINT` or huggingface.co.
 
     Raises:
@@ -106,7 +118,10 @@ def resolve_model(
 
     if not weights:
         return download((*CONFIG_FILES, ADAPTER_CONFIG))
-    directory = download((*CONFIG_FILES, ADAPTER_CONFIG, *_SAFETENSORS_FILES))
+    adapters = tuple(pattern.replace("*", target_lang) for pattern in ADAPTER_FILES) if target_lang else ()
+    directory = download((*CONFIG_FILES, ADAPTER_CONFIG, *_SAFETENSORS_FILES, *adapters[:1]))
+    if adapters and not (directory / adapters[0]).is_file():
+        directory = download((*CONFIG_FILES, *adapters))
     if (directory / ADAPTER_CONFIG).is_file():
         directory = download((*CONFIG_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS[0]))
         is_whole = (directory / ADAPTER_WEIGHTS[0]).is_file()
@@ -136,11 +151,17 @@ def read_config(directory: Path) -> dict[str, Any]:
     return read_json_object(Path(directory) / "config.json")
 
 
-def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
+def load_tokenizer(directory: Path, target_lang: str | None = None) -> "Wav2Vec2CTCTokenizer | None":
     """The CTC tokenizer in a model directory, from local files alone; None when there is no vocab.json.
 
+    Args:
+        directory: of the model.
+        target_lang: of a vocabulary that is nested, the language: the tokenizer has its part alone. None takes the
+            language that tokenizer_config.json names.
+
     Raises:
-        InputError: the files are damaged, or of a tokenizer of another kind.
+        InputError: the files are damaged, or of a tokenizer of another kind; or the vocabulary has no such language, or
+            is nested and none is named.
     """
     directory = Path(directory)
     if not (directory / "vocab.json").is_file():
@@ -151,6 +172,13 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
         raise InputError(
             f"{directory} holds {shown(kind)}; only a Wav2Vec2CTCTokenizer can be used. Leave it out to build one."
         )
+    if target_lang is None and not nested_languages(directory):
+        return _read_tokenizer(directory, directory)
+    with one_language(directory, settings, target_lang) as folder:
+        return _read_tokenizer(folder, directory)
+
+
+def _read_tokenizer(folder: Path, directory: Path) -> "Wav2Vec2CTCTokenizer":
     # Here, not above: Transformers takes a second to import, and classification needs no tokenizer.
     from transformers import Wav2Vec2CTCTokenizer
 
@@ -158,7 +186,7 @@ def load_tokenizer(directory: Path) -> "Wav2Vec2CTCTokenizer | None":
         # The vocabulary is named, or versions before 5.24 take the path that tokenizer_config.json may give, wherever
         # that leads.
         tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(
-            str(directory), vocab_file=str(directory / "vocab.json"), local_files_only=True
+            str(folder), vocab_file=str(folder / "vocab.json"), local_files_only=True
         )
         _check_vocabulary(tokenizer)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -192,6 +220,7 @@ def export(
     id2label: Mapping[int, str] | None,
     model_card: str,
     generation: Mapping[str, Any] | None = None,
+    target_lang: str | None = None,
 ) -> None:
     """Write a repository that Transformers loads unchanged: configuration, weights, feature extractor, tokenizer, card.
 
@@ -211,6 +240,8 @@ def export(
             says how many numbers an embedding has.
         model_card: text of README.md.
         generation: for translation, the content of generation_config.json.
+        target_lang: for a model with adapters, the language whose they are: they and the head go into a file of their
+            own too, from which `load_adapter` of Transformers takes them.
 
     Raises:
         ValueError: the head's size differs from the vocabulary's or from the number of labels.
@@ -226,11 +257,15 @@ def export(
         _write_json(staging / "config.json", content)
         (staging / "README.md").write_text(model_card, encoding="utf-8")
         write_safetensors(directory, tensors)
+        if target_lang is not None:
+            part = {name: tensors[name] for name in tensors if is_of_language(name)}
+            write_tensor_file(staging / ADAPTER_FILES[0].replace("*", target_lang), part)
         written = sorted(path.name for path in staging.iterdir())
         for name in written:
             os.replace(staging / name, directory / name)
-        # A tokenizer or processor of an earlier export would be loaded together with these weights.
-        for name in set(CONFIG_FILES).difference(written):
+        # A tokenizer, processor or adapter of an earlier export would be loaded together with these weights.
+        earlier = {path.name for path in directory.glob(ADAPTER_FILES[0])}
+        for name in earlier.union(CONFIG_FILES).difference(written):
             (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging)

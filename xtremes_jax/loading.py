@@ -14,6 +14,7 @@ from xtremes_jax import hub
 from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.data.subwords import load_subword_tokenizer
 from xtremes_jax.errors import InputError
+from xtremes_jax.languages import of_language
 from xtremes_jax.models import (
     Generated,
     GenerationConfig,
@@ -144,7 +145,12 @@ def _checked(audio, audio_lengths) -> tuple[Any, Any]:
 
 
 def load_model(
-    path_or_id: str | Path, *, dtype: Any = jnp.float32, cache_dir: str | None = None, token: str | None = None
+    path_or_id: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    target_lang: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
 ) -> Model | Translator:
     """Loads a fine-tuned wav2vec 2.0 / XLS-R model from a directory or the Hugging Face hub.
 
@@ -153,13 +159,17 @@ def load_model(
     Args:
         path_or_id: a Transformers directory (a run's output directory is one) or a hub id.
         dtype: what is computed in; logits are float32 in any case.
+        target_lang: the language whose adapters, head and vocabulary a model like MMS is to have; None takes those in
+            its weights.
         cache_dir, token: for the hub.
 
     Raises:
-        InputError: there is no such model, it is of another architecture, or it has no fine-tuned head.
+        InputError: there is no such model, it is of another architecture, has no fine-tuned head, or no such language.
     """
     start = starting_point(
-        ModelArguments(model_name_or_path=str(path_or_id), cache_dir=cache_dir), translation=None, token=token
+        ModelArguments(model_name_or_path=str(path_or_id), cache_dir=cache_dir, target_lang=target_lang),
+        translation=None,
+        token=token,
     )
     if start.is_joint:
         return _load_translator(start, dtype)
@@ -169,8 +179,12 @@ def load_model(
             f"{path_or_id} has no head for recognition, classification or retrieval (architectures: "
             f"{start.config.get('architectures')}). Fine-tune it first: python -m xtremes_jax.train --help."
         )
+    tokenizer = None
+    if config.head == "ctc":
+        tokenizer = _first_of(lambda folder: hub.load_tokenizer(folder, target_lang), start)
+    if target_lang is not None and tokenizer is not None:
+        config = of_language(config, tokenizer, start.source)
     params = _ready(start, config)
-    tokenizer = _first_of(hub.load_tokenizer, start) if config.head == "ctc" else None
     names = (start.label_names or None) if config.head == "classification" else None
     return Model(params, config, dtype=dtype, tokenizer=tokenizer, label_names=names)
 

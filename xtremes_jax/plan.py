@@ -96,7 +96,9 @@ def run(arguments: PlanArguments) -> dict[str, Any]:
     )
     mesh = make_mesh(planned.training.fsdp_devices, target.devices)
     translation = planned.selection.task.kind == "translation"
-    start = starting_point(planned.model, translation=translation, token=planned.training.hub_token, weights=False)
+    start = starting_point(
+        planned.model, translation=translation, token=planned.training.hub_token, weights=False, trains=True
+    )
     with _skipped_clips(planned) as skipped, written_for(target.platform):
         corpus = _corpus(arguments, start, skipped, mesh.size)
         config = model_config(planned, start, corpus)

@@ -161,8 +161,11 @@ def _tokenizer(arguments: Arguments, start: StartingPoint):
     if named is not None:
         folder = hub.resolve_model(named, cache_dir=model.cache_dir, token=arguments.training.hub_token, weights=False)
     if kind == "ctc":
+        language = start.language
+        if folder is None and language is not None and not language.is_new:
+            named, folder = start.source, start.directory
         if folder is not None:
-            found = hub.load_tokenizer(folder)
+            found = hub.load_tokenizer(folder, None if language is None else language.name)
             if found is None:
                 raise InputError(f"{named} holds no vocab.json, so no tokenizer. Name one that does.")
             return found

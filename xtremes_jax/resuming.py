@@ -24,7 +24,7 @@ def resume(
     The course's `best` is filled in, and so are the clips that were left out by then.
 
     Raises:
-        InputError: the checkpoint was trained on another vocabulary or other classes.
+        InputError: the checkpoint was trained on another vocabulary, other classes or another language's adapters.
     """
     source, step, checkpoints, best = course.source, course.begin, course.checkpoints, course.best
     if source is None:
@@ -37,6 +37,12 @@ def resume(
         raise InputError(
             f"The checkpoint {source.directory / str(step)} was trained on another vocabulary or other classes than "
             "the splits of this run give. Use the same data and splits, or another --output_dir."
+        )
+    before = progress["arguments"].get("target_lang")
+    if before != arguments.model.target_lang:
+        raise InputError(
+            f"The checkpoint {source.directory / str(step)} was trained with --target_lang {before}, and this run has "
+            f"{arguments.model.target_lang}. Give the same, or another --output_dir."
         )
     _warn_of_another_order(arguments, progress)
     checkpoints.delete_after(step)

@@ -39,6 +39,7 @@ _LEFT_BY_A_FINISHED_RUN = (
     "*embeddings.npz",
     "model*.safetensors*",
     "lora/adapter_*",
+    "adapter.*.safetensors",
 )
 """Patterns of the files that a run which starts afresh in the same directory makes anew, or does not mean to have."""
 

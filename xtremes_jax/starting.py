@@ -17,6 +17,7 @@ from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.data.subwords import first_token, holds_subword_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import has_preprocessor, new_preprocessor, read_preprocessor
+from xtremes_jax.languages import Language, check_name, check_new_width, find_language, with_language
 from xtremes_jax.lora_directory import AdaptedBase, adapted_base
 from xtremes_jax.models import (
     DECODER_PRESETS,
@@ -36,7 +37,7 @@ from xtremes_jax.models import (
     split_params,
     to_huggingface,
 )
-from xtremes_jax.models.config import Head
+from xtremes_jax.models.config import LANGUAGE_ADAPTER, Head
 from xtremes_jax.models.model import Params
 from xtremes_jax.models.weights import Tensors, read_json_object, read_tensors
 from xtremes_jax.tasks import nearest
@@ -74,6 +75,8 @@ class StartingPoint:
     """For translation. Its directory is the checkpoint's own where that holds both halves."""
     adapted: AdaptedBase | None = None
     """Where the directory holds a low-rank adapter: its base, whose weights it changes."""
+    language: Language | None = None
+    """The language whose adapters and head take the place of the checkpoint's; None leaves those."""
 
     @property
     def is_joint(self) -> bool:
@@ -110,7 +113,12 @@ class StartingPoint:
 
 
 def starting_point(
-    model: ModelArguments, *, translation: bool | None = False, token: str | None = None, weights: bool = True
+    model: ModelArguments,
+    *,
+    translation: bool | None = False,
+    token: str | None = None,
+    weights: bool = True,
+    trains: bool = False,
 ) -> StartingPoint:
     """Finds a checkpoint (downloading it if it is on the hub), or the configuration for random weights.
 
@@ -119,12 +127,13 @@ def starting_point(
         translation: whether a decoder is needed; None takes what the checkpoint is.
         token: of the hub.
         weights: False leaves the weights where they are: a directory need not hold any, and none are downloaded.
+        trains: whether what the checkpoint lacks may be learned: a language.
 
     Raises:
         InputError: it is not there, is of another architecture, lacks the decoder that is needed, or has one too many;
-            or its files are damaged.
+            lacks the language; or its files are damaged.
     """
-    start = _encoder_or_joint(model, token, weights)
+    start = _with_adapters(_encoder_or_joint(model, token, weights), model, weights=weights, trains=trains)
     if translation is None:
         translation = start.is_joint
     if not translation:
@@ -144,7 +153,11 @@ def starting_point(
 def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -> StartingPoint:
     config_name, source = model.config_name, model.model_name_or_path
     if source is not None:
-        directory = hub.resolve_model(source, cache_dir=model.cache_dir, token=token, weights=weights)
+        if model.target_lang is not None:
+            check_name(model.target_lang)
+        directory = hub.resolve_model(
+            source, cache_dir=model.cache_dir, token=token, weights=weights, target_lang=model.target_lang
+        )
         adapted = adapted_base(source, directory, cache_dir=model.cache_dir, token=token, weights=weights)
         has_config = adapted is None or (directory / "config.json").is_file()
         config = hub.read_config(directory) if has_config else adapted.config()
@@ -157,6 +170,27 @@ def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -
 
 def _folders(directory: Path, adapted: AdaptedBase | None) -> list[Path]:
     return [directory] if adapted is None else [directory, adapted.directory]
+
+
+def _with_adapters(start: StartingPoint, model: ModelArguments, *, weights: bool, trains: bool) -> StartingPoint:
+    """The starting point with the language that is asked for, and the size of its vocabulary where that is known."""
+    config, width, name = start.config, model.adapter_attn_dim if trains else None, model.target_lang
+    if width is not None:
+        check_new_width(width, start.source, start.encoder_config)
+    if name is None:
+        return start
+    language = find_language(
+        name,
+        start.source,
+        start.directory,
+        config if width is None else config | {LANGUAGE_ADAPTER: width},
+        is_local=os.path.isdir(os.path.expanduser(start.source)),
+        may_be_new=trains,
+        weights=weights,
+    )
+    if language.adapter is not None:
+        config = config | {"vocab_size": language.vocab_size}
+    return dataclasses.replace(start, config=config, language=language)
 
 
 def _shape(name: str, flag: str, presets: dict[str, Any]) -> dict[str, Any]:
@@ -327,8 +361,19 @@ def initial_params(
         return _joined_params(start, config, seed)
     if start.directory is None:
         return _on_the_host(_draw(config, seed)), None
-    params, report = from_huggingface(start.tensors(), config, seed=seed, replace_head=replace_head)
+    tensors = start.tensors()
+    if start.language is not None:
+        tensors = with_language(tensors, start.language, config)
+    params, report = from_huggingface(
+        tensors, config, seed=seed, replace_head=replace_head, new_adapters=_has_new_adapters(start)
+    )
     return flatten_params(params), report
+
+
+def _has_new_adapters(start: StartingPoint) -> bool:
+    """Whether adapters in the layers, where the model is to have any, are none of the checkpoint's."""
+    is_new = start.language is not None and start.language.is_new
+    return is_new or start.encoder_config.get(LANGUAGE_ADAPTER) is None
 
 
 def _joined_params(

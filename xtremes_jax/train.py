@@ -95,7 +95,8 @@ def run(arguments: Arguments, startup: StartUp | None = None) -> dict[str, Any]:
 def read_data(arguments: Arguments, around: Surroundings) -> tuple[StartingPoint, Corpus]:
     """What the model starts from, and clips with lengths, labels and references; what cannot be used is listed."""
     translation = arguments.selection.task.kind == "translation"
-    start = starting_point(arguments.model, translation=translation, token=arguments.training.hub_token)
+    training = arguments.training
+    start = starting_point(arguments.model, translation=translation, token=training.hub_token, trains=training.do_train)
     with first_goes_ahead():
         corpus = load_corpus(arguments, start, around.skipped, around.watchdog.beat)
     check_same_run(arguments, corpus)

@@ -11,14 +11,20 @@ LENGTHS = (3600, 2345, 1100)
 _KEYED = {"conv_depthwise_kernel_size": 5, "hidden_act": "swish", "position_embeddings_type": "relative_key"}
 _NEAR = {"left_max_position_embeddings": 3, "right_max_position_embeddings": 2}
 VARIANTS = {
+    "mms": ("wav2vec2", "layer", {"adapter_attn_dim": 5}),
+    "mms-wide": ("wav2vec2", "layer", {"adapter_attn_dim": 16, "layer_norm_eps": 1e-3, "hidden_act": "relu"}),
+    "wav2vec2-without-place-for-adapters": ("wav2vec2", "group", {"adapter_attn_dim": 5}),
     "hubert-base": ("hubert", "group", {}),
     "hubert-large": ("hubert", "layer", {}),
+    "hubert-adapters": ("hubert", "layer", {"adapter_attn_dim": 4}),
     "hubert-batch-norm": ("hubert", "group", {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False}),
     "wavlm-base": ("wavlm", "group", {"num_buckets": 12, "max_bucket_distance": 9}),
     "wavlm-large": ("wavlm", "layer", {"num_buckets": 8, "max_bucket_distance": 5}),
     "unispeech": ("unispeech", "layer", {}),
+    "unispeech-adapters": ("unispeech", "layer", {"adapter_attn_dim": 3}),
     "unispeech-group": ("unispeech", "group", {}),
     "unispeech-sat": ("unispeech-sat", "layer", {}),
+    "unispeech-sat-adapters": ("unispeech-sat", "layer", {"adapter_attn_dim": 6}),
     "unispeech-sat-group": ("unispeech-sat", "group", {}),
     "data2vec": ("data2vec-audio", "layer", {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}),
     "conformer-relative": ("wav2vec2-conformer", "layer", {"conv_depthwise_kernel_size": 5}),

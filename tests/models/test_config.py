@@ -122,7 +122,7 @@ MALFORMED = [
             MINIMAL | {"add_adapter": True, "architectures": ["Wav2Vec2ForSequenceClassification"]},
             "add_adapter true.*no sequence classification",
         ),
-        (MINIMAL | {"adapter_attn_dim": 16}, "adapter_attn_dim"),
+        (MINIMAL | {"adapter_attn_dim": 0.5}, "adapter_attn_dim is 0.5"),
         (MINIMAL | {"position_embeddings_type": "rotary"}, "position_embeddings_type"),
         (MINIMAL | {"quantization_config": {"bits": 4}}, "quantization_config"),
         (MINIMAL | {"feat_extract_norm": "batch"}, "feat_extract_norm"),

@@ -46,7 +46,7 @@ AUTO = {"ctc": "AutoModelForCTC", "classification": "AutoModelForAudioClassifica
 
 
 def test_every_family_has_a_variant():
-    assert {model_type for model_type, *_ in VARIANTS.values()} == set(FAMILIES) - {"wav2vec2"}
+    assert {model_type for model_type, *_ in VARIANTS.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize(("head", "weighted"), HEADS, ids=["ctc", "classification", "weighted"])
@@ -236,6 +236,12 @@ def test_distances_are_laid_out(frames, rng):
         ("wav2vec2-conformer", {"position_embeddings_type": "absolute"}, "position_embeddings_type is 'absolute'"),
         ("wav2vec2-conformer", {"conv_depthwise_kernel_size": 4}, "conv_depthwise_kernel_size is 4; it must be odd"),
         ("wav2vec2-conformer", {"conformer_conv_dropout": 1.0}, "conformer_conv_dropout is 1.0"),
+        ("wav2vec2", {"adapter_attn_dim": 0}, "adapter_attn_dim is 0"),
+        ("hubert", {"adapter_attn_dim": "16"}, "adapter_attn_dim is '16'"),
+        ("wavlm", {"adapter_attn_dim": 16}, "adapter_attn_dim.*not implemented"),
+        ("data2vec-audio", {"adapter_attn_dim": 16}, "adapter_attn_dim.*not implemented"),
+        ("wav2vec2-conformer", {"adapter_attn_dim": 16}, "adapter_attn_dim.*not implemented"),
+        ("wav2vec2-bert", {"adapter_attn_dim": 16}, "adapter_attn_dim.*not implemented"),
         ("hubert", {"conv_pos_batch_norm": "yes"}, "conv_pos_batch_norm is 'yes'"),
         ("data2vec-audio", {"conv_pos_kernel_size": 0}, "conv_pos_kernel_size is 0"),
         ("wav2vec2-bert", {"feature_projection_input_dim": 80}, "feature_projection_input_dim is 80"),

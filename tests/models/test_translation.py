@@ -229,7 +229,7 @@ def nested(encoder=(), decoder=(), **top):
         (nested(decoder={"pad_token_id": 99}), "pad_token_id is 99"),
         (nested(encoder={"model_type": "whisper"}), "whisper"),
         (nested(encoder={"add_adapter": True, "output_hidden_size": 14}), "14 features.*takes 16.*12"),
-        (nested(encoder={"adapter_attn_dim": 8}), "adapter_attn_dim"),
+        (nested(encoder={"adapter_attn_dim": -8}), "adapter_attn_dim"),
     ],
 )
 def test_what_does_not_fit_is_named(fields, named):

@@ -44,6 +44,22 @@ def check_model(model: ModelArguments, training: TrainingArguments, given: Given
         )
 
 
+def check_adapters(model: ModelArguments, selection: Selection, given: Given) -> None:
+    """Files of languages hold a head for recognition; a decoder has no adapters."""
+    kind = selection.task.kind
+    if model.target_lang is not None and kind != "ctc":
+        raise InputError(
+            f"{given.source('target_lang')} {model.target_lang} chooses adapters and a head for recognition, and "
+            f"{selection.task.name} is a task of {selection.task.family}. Drop it."
+        )
+    for name in ("adapter_attn_dim", "train_adapters_only"):
+        if getattr(model, name) and kind == "translation":
+            raise InputError(
+                f"{given.source(name)} is for models with a head, and {selection.task.name} has a decoder. Drop it; "
+                "--freeze_encoder leaves the decoder alone to be trained."
+            )
+
+
 def check_frozen(model: ModelArguments, given: Given) -> None:
     """Low-rank factors beside an encoder that was pretrained, and that nothing else freezes or trains."""
     if model.lora_rank is None:
@@ -53,6 +69,11 @@ def check_frozen(model: ModelArguments, given: Given) -> None:
         raise InputError(
             f"{wanted} adapts a pretrained encoder, and {given.source('config_name')} gives one of random weights. "
             "Name one with --model_name_or_path, or drop the flag to train it as a whole."
+        )
+    if model.train_adapters_only:
+        raise InputError(
+            f"{wanted} trains factors in the encoder, and {given.source('train_adapters_only')} nothing there but a "
+            "language's adapters. Drop one of the two."
         )
     if model.freeze_encoder:
         raise InputError(
@@ -68,7 +89,7 @@ def check_frozen(model: ModelArguments, given: Given) -> None:
 
 def check_frontend_cache(model: ModelArguments, given: Given) -> None:
     """Frames are kept only of a front end that does not change."""
-    frozen = model.freeze_feature_encoder or model.freeze_encoder
+    frozen = model.freeze_feature_encoder or model.freeze_encoder or model.train_adapters_only
     if model.cache_frontend and not frozen:
         raise InputError(
             f"{given.source('cache_frontend')} keeps what the convolutional front end computes, and "

@@ -62,6 +62,26 @@ class ModelArguments:
         scoring=True,
         needs=("text",),
     )
+    target_lang: str | None = flag(
+        None,
+        "Language of a checkpoint with adapters, as MMS has them: the adapters, head and vocabulary of adapter.<it>."
+        "safetensors beside the weights take the place of the checkpoint's; in training a language without that file "
+        "is a new one (ours).",
+        scoring=True,
+    )
+    adapter_attn_dim: int | None = flag(
+        None,
+        "Add an adapter this wide to each layer of a checkpoint without them, as those of MMS, whose are 16 wide "
+        "(unset: as the checkpoint says).",
+        at_least=1,
+        needs=("train",),
+    )
+    train_adapters_only: bool = flag(
+        False,
+        "Train the adapters in the layers and the head alone: all else stays as it was pretrained, and has no moments "
+        "in the optimizer (ours).",
+        needs=("train",),
+    )
     cache_dir: str | None = flag(
         None, "Folder for downloads and prepared data, in place of the Hugging Face cache.", scoring=True
     )

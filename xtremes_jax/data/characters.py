@@ -25,6 +25,8 @@ class CharacterTokenizer:
     pad_token: str = "[PAD]"
     """Also CTC's blank."""
     word_delimiter_token: str = "|"
+    target_lang: str | None = None
+    """The language that a nested vocabulary, `{language: {token: id}}`, is to be saved with; None for a plain one."""
 
     bos_token: ClassVar[str] = "<s>"
     eos_token: ClassVar[str] = "</s>"
@@ -59,10 +61,12 @@ class CharacterTokenizer:
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "vocab.json"
-            file.write_text(json.dumps(self.encoder), encoding="utf-8")
+            content = self.encoder if self.target_lang is None else {self.target_lang: self.encoder}
+            file.write_text(json.dumps(content), encoding="utf-8")
             return Wav2Vec2CTCTokenizer(
                 str(file),
                 unk_token=self.unk_token,
                 pad_token=self.pad_token,
                 word_delimiter_token=self.word_delimiter_token,
+                target_lang=self.target_lang,
             )

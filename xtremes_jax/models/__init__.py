@@ -1,7 +1,14 @@
 """Speech encoders with heads or a decoder, in Flax NNX: it knows nothing of datasets, tokenizers or audio."""
 
 from xtremes_jax.models.config import ModelConfig, is_retrieval, label_names
-from xtremes_jax.models.convert import Report, from_huggingface, newly_drawn, to_huggingface
+from xtremes_jax.models.convert import (
+    Report,
+    from_huggingface,
+    is_of_language,
+    language_part,
+    newly_drawn,
+    to_huggingface,
+)
 from xtremes_jax.models.convert_parts import from_encoder_and_decoder
 from xtremes_jax.models.ctc_decode import Transcripts, decode_ctc
 from xtremes_jax.models.decoder_config import DECODER_PRESETS, DecoderConfig
@@ -19,6 +26,7 @@ from xtremes_jax.models.model import (
     flatten_params,
     is_feature_encoder,
     is_fixed,
+    is_language_adapter,
     merge,
     path_name,
     split_params,
@@ -63,8 +71,11 @@ __all__ = [
     "is_factor",
     "is_feature_encoder",
     "is_fixed",
+    "is_language_adapter",
+    "is_of_language",
     "is_retrieval",
     "label_names",
+    "language_part",
     "merge",
     "merge_factors",
     "newly_drawn",

@@ -30,6 +30,8 @@ _RATES = (
 )
 ADAPTER_FIELDS = ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")
 """Fields of the convolutional adapter, which not every family has."""
+LANGUAGE_ADAPTER = "adapter_attn_dim"
+"""The field of the adapters in the layers, which not every family has either."""
 _NOT_STORED_BY_TRANSFORMERS = ("head", "num_labels", "logit_scale", "normalize_waveform", "mask_padding")
 
 
@@ -54,7 +56,7 @@ class ModelConfig:
     """Whether Transformers' model has `masked_spec_embed` even where both masking probabilities are 0."""
     lacking: ClassVar[tuple[str, ...]] = ()
     """Fields of this class that the family's configuration in Transformers does not have: they keep their defaults."""
-    unsupported: ClassVar[tuple[str, ...]] = ("adapter_attn_dim", "position_embeddings_type", "quantization_config")
+    unsupported: ClassVar[tuple[str, ...]] = ("position_embeddings_type", "quantization_config")
     """Fields of a `config.json` that stand for parts which are not implemented here."""
     feature_extractor: ClassVar[str] = "Wav2Vec2FeatureExtractor"
     """Transformers' class of what prepares audio for the family."""
@@ -96,6 +98,9 @@ class ModelConfig:
     """Epsilon of the encoder's layer norms (those of the front end always use 1e-5, as in PyTorch)."""
     initializer_range: float = 0.02
     """Standard deviation of newly drawn linear layers."""
+    adapter_attn_dim: int | None = None
+    """Width of the bottleneck of an adapter after each layer's feed-forward block (MMS, Pratap et al. 2023), which is
+    the part of a language. None: there is none, nor where norms stand after the blocks."""
 
     # The convolutional adapter, which shortens the encoder's output.
     add_adapter: bool = False
@@ -219,8 +224,8 @@ class ModelConfig:
             like = "classification" if self.head == "retrieval" else self.head
             written["architectures"] = [f"{self.architecture}{end}" for end, head in _ENDINGS.items() if head == like]
         for field in dataclasses.fields(self):
-            if field.name not in (*_NOT_STORED_BY_TRANSFORMERS, *self.lacking):
-                value = getattr(self, field.name)
+            value = getattr(self, field.name)
+            if field.name not in (*_NOT_STORED_BY_TRANSFORMERS, *self.lacking) and value is not None:
                 written[field.name] = list(value) if isinstance(value, tuple) else value
         if "output_hidden_size" in written:
             written["output_hidden_size"] = self.output_width
@@ -288,9 +293,15 @@ class ModelConfig:
         return self.adapter_kernel_size * 2 * self.output_width**2
 
     @property
+    def has_language_adapters(self) -> bool:
+        """Whether there is an adapter in each layer: as in Transformers, in the stable layout alone."""
+        return self.adapter_attn_dim is not None and self.do_stable_layer_norm
+
+    @property
     def num_of_layer(self) -> int:
         """Elements of the matrices of one Transformer layer."""
-        return self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+        bottleneck = (self.adapter_attn_dim or 0) * self.has_language_adapters
+        return self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size + 2 * bottleneck)
 
     @property
     def num_positional(self) -> int:
@@ -400,7 +411,7 @@ def _refuse_unsupported(config: Mapping[str, Any], kind: type[ModelConfig]) -> N
         raise InputError(f"config.json has model_type {shown(config.get('model_type'))}, not {kind.model_type!r}.")
     for name in kind.unsupported:
         if config.get(name) is not None:
-            what = " (per-language attention adapters)" if name == "adapter_attn_dim" else ""
+            what = " (an adapter in each layer)" if name == "adapter_attn_dim" else ""
             raise InputError(
                 f"config.json sets {name}{what} to {shown(config[name])}, which is not implemented here. Choose a "
                 "checkpoint without it."

@@ -19,6 +19,7 @@ from xtremes_jax.models.model import (
     abstract_model,
     build_model,
     flatten_params,
+    is_language_adapter,
     split_params,
     unflatten_params,
 )
@@ -125,8 +126,34 @@ def their_names_of_ours(config: AnyConfig) -> dict[str, list[str]]:
     return {ours: _their_names(rule, config) for ours, rule in _rules(config).items()}
 
 
+def is_of_language(name: str) -> bool:
+    """Whether a tensor, by its Hugging Face name, is what a file of one language's adapters holds: with the head."""
+    return is_language_adapter(name) or name.startswith("lm_head.")
+
+
+def language_part(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor that belongs to one language, by Hugging Face name."""
+    return {
+        name: _their_shape(rule, config)
+        for rule in _rules(config).values()
+        for name in _their_names(rule, config)
+        if is_of_language(name)
+    }
+
+
+def _their_shape(rule: Rule, config: AnyConfig) -> tuple[int, ...]:
+    """The shape of a parameter in Hugging Face's layout: of one layer's, if it is stacked."""
+    ours = _shapes(config)[rule.ours][1 if "{layer}" in rule.theirs else 0 :]
+    return rule.transform.theirs(np.broadcast_to(np.float32(0), ours)).shape
+
+
 def from_huggingface(
-    tensors: Mapping[str, np.ndarray], config: AnyConfig, *, seed: int = 0, replace_head: bool = False
+    tensors: Mapping[str, np.ndarray],
+    config: AnyConfig,
+    *,
+    seed: int = 0,
+    replace_head: bool = False,
+    new_adapters: bool = False,
 ) -> tuple[Params, Report]:
     """Turns the tensors of a Transformers checkpoint into parameters (float32 NumPy arrays).
 
@@ -139,6 +166,7 @@ def from_huggingface(
         seed: for parameters that the checkpoint does not hold: a head, and `masked_spec_embed`.
         replace_head: whether a head tensor of another shape (another vocabulary or label set) is drawn anew instead of
             refused.
+        new_adapters: whether adapters in the layers, where the checkpoint holds none at all, are drawn anew.
 
     Raises:
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
@@ -156,7 +184,10 @@ def from_huggingface(
     params, absent, missing = fill(tensors, names, config, heads if replace_head else ())
     unexpected = sorted(set(names) - set(their_names(config)))
     new_head = [name for name in missing if name.split(".")[0] in heads]
-    _refuse_mismatch([name for name in missing if name != _mask_vector(config)], unexpected, set(names), heads)
+    optional = {_mask_vector(config)}
+    if new_adapters and not any(is_language_adapter(name) for name in names):
+        optional |= {name for name in missing if is_language_adapter(name)}
+    _refuse_mismatch([name for name in missing if name not in optional], unexpected, set(names), heads)
     params.update(newly_drawn(config, seed, absent))
     if not isinstance(config, TranslationConfig) and config.head == "retrieval":
         params[_TEMPERATURE] = np.float32(config.logit_scale)
@@ -190,7 +221,7 @@ def fill(
             absent.append(ours)
             missing += [name for name in theirs if name not in names]
             continue
-        arrays = [_read(tensors[names[name]], name, rule, ours, config, may_differ) for name in theirs]
+        arrays = [_read(tensors[names[name]], name, rule, config, may_differ) for name in theirs]
         if arrays[0] is None:
             absent.append(ours)
             missing += theirs
@@ -252,12 +283,11 @@ def canonical_name(name: str, root: str) -> str:
 
 
 def _read(
-    tensor: np.ndarray, name: str, rule: Rule, ours: str, config: AnyConfig, may_differ: tuple[str, ...]
+    tensor: np.ndarray, name: str, rule: Rule, config: AnyConfig, may_differ: tuple[str, ...]
 ) -> np.ndarray | None:
     """One tensor in our layout; None if it is a head of another shape that is to be replaced."""
     array = np.asarray(tensor)
-    expected = _shapes(config)[ours][1 if "{layer}" in rule.theirs else 0 :]
-    in_theirs = rule.transform.theirs(np.broadcast_to(np.float32(0), expected)).shape
+    in_theirs = _their_shape(rule, config)
     if array.shape == in_theirs:
         return rule.transform.ours(array.astype(np.float32))
     root = name.split(".")[0]

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from xtremes_jax.models.backbone import Backbone
-from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.config import LANGUAGE_ADAPTER, ModelConfig
 from xtremes_jax.models.encoder import Encoder
 from xtremes_jax.models.layers import CONV_NORM_EPS, activate, normalize
 from xtremes_jax.models.masking import zero_unless
@@ -27,7 +27,8 @@ class Data2VecAudioConfig(ModelConfig):
     family: ClassVar[str] = "data2vec (speech)"
     architecture: ClassVar[str] = "Data2VecAudio"
     root: ClassVar[str] = "data2vec_audio"
-    lacking: ClassVar[tuple[str, ...]] = ("feat_extract_norm", "do_stable_layer_norm")
+    lacking: ClassVar[tuple[str, ...]] = ("feat_extract_norm", "do_stable_layer_norm", LANGUAGE_ADAPTER)
+    unsupported: ClassVar[tuple[str, ...]] = (*ModelConfig.unsupported, LANGUAGE_ADAPTER)
 
     feat_extract_norm: str = "layer"
     """Always `layer`: a layer norm after each convolution of the front end."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from xtremes_jax.models.attention import SelfAttention
 from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.language_adapter import LanguageAdapter
 from xtremes_jax.models.layers import LayerNorm, activate, linear
 from xtremes_jax.models.masking import (
     LAYER_ACTIVATION,
@@ -59,7 +60,10 @@ class FeedForward(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and a feed-forward block, each with a residual; norms before them (stable) or after."""
+    """Self-attention and a feed-forward block, each with a residual; norms before them (stable) or after.
+
+    In the stable layout an adapter, with a residual of its own, may come last.
+    """
 
     attention_kind = SelfAttention
 
@@ -69,6 +73,8 @@ class EncoderLayer(nnx.Module):
         self.layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
         self.final_layer_norm = LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        has_adapter = config.has_language_adapters
+        self.adapter_layer = LanguageAdapter(config, dtype=dtype, rngs=rngs) if has_adapter else None
 
     def __call__(
         self,
@@ -83,7 +89,8 @@ class EncoderLayer(nnx.Module):
         attended = self.attention(seen, lengths, fold(randomness, LAYER_ATTENTION), places)
         x = x + dropout(attended, self.config.hidden_dropout, fold(randomness, LAYER_ATTENTION_OUTPUT))
         if stable:
-            return x + self.feed_forward(self.final_layer_norm(x), randomness)
+            x = x + self.feed_forward(self.final_layer_norm(x), randomness)
+            return x if self.adapter_layer is None else x + self.adapter_layer(x)
         x = self.layer_norm(x)
         return self.final_layer_norm(x + self.feed_forward(x, randomness))
 

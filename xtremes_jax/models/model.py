@@ -203,6 +203,11 @@ def is_feature_encoder(path: str | Sequence[Any]) -> bool:
     return path_name(path).startswith("encoder.feature_extractor.")
 
 
+def is_language_adapter(path: str | Sequence[Any]) -> bool:
+    """Whether a parameter, by our name or by Transformers', belongs to the adapters in the encoder's layers."""
+    return ".adapter_layer." in path_name(path)
+
+
 def is_fixed(path: str | Sequence[Any]) -> bool:
     """Whether a parameter never trains: a batch norm's statistics, or a part that a family stores without using it."""
     *parents, leaf = path_name(path).split(".")
@@ -215,5 +220,5 @@ def decays(path: str | Sequence[Any]) -> bool:
     Both parts of the weight norm, `masked_spec_embed` and `layer_weights` decay; the temperature does not.
     """
     *parents, leaf = path_name(path).split(".")
-    is_norm = any(name.endswith("_norm") or name.startswith("layernorm") for name in parents)
+    is_norm = any(name.endswith("_norm") or name.startswith("layernorm") or name == "norm" for name in parents)
     return "bias" not in leaf and leaf != "logit_scale" and not is_norm

@@ -22,6 +22,8 @@ BACKBONE: tuple[Rule, ...] = (
             *(linear(f"feed_forward.{name}") for name in ("intermediate_dense", "output_dense")),
             norm("layer_norm"),
             norm("final_layer_norm"),
+            norm("adapter_layer.norm"),
+            *(linear(f"adapter_layer.{name}") for name in ("linear_1", "linear_2")),
         )
     ),
     *linear("adapter.proj"),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Int16
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.adapter import Adapter
 from xtremes_jax.models.backbone import Backbone
-from xtremes_jax.models.config import ACTIVATIONS, ModelConfig, steps_after
+from xtremes_jax.models.config import ACTIVATIONS, LANGUAGE_ADAPTER, ModelConfig, steps_after
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.encoder import FeedForward
 from xtremes_jax.models.layers import Convolution, LayerNorm
@@ -55,6 +55,7 @@ class Wav2Vec2BertConfig(Wav2Vec2ConformerConfig):
     lacking: ClassVar[tuple[str, ...]] = (
         "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation",
         "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "do_stable_layer_norm",
+        LANGUAGE_ADAPTER,
     )  # fmt: skip
 
     conv_dim: tuple[int, ...] = (FEATURES,)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import attend
 from xtremes_jax.models.backbone import Backbone
-from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.config import LANGUAGE_ADAPTER, ModelConfig
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.depthwise import DepthwiseConvolution
 from xtremes_jax.models.encoder import Encoder, FeedForward
@@ -48,8 +48,8 @@ class Wav2Vec2ConformerConfig(ModelConfig):
     family: ClassVar[str] = "wav2vec 2.0 Conformer"
     architecture: ClassVar[str] = "Wav2Vec2Conformer"
     root: ClassVar[str] = "wav2vec2_conformer"
-    lacking: ClassVar[tuple[str, ...]] = ("do_stable_layer_norm",)
-    unsupported: ClassVar[tuple[str, ...]] = ("quantization_config",)
+    lacking: ClassVar[tuple[str, ...]] = ("do_stable_layer_norm", LANGUAGE_ADAPTER)
+    unsupported: ClassVar[tuple[str, ...]] = ("quantization_config", LANGUAGE_ADAPTER)
     positions: ClassVar[tuple[str, ...]] = ("relative", "rotary")
     """Values of `position_embeddings_type` beside `none`."""
 

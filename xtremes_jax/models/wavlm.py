@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.attention import SelfAttention
 from xtremes_jax.models.backbone import Backbone
-from xtremes_jax.models.config import ModelConfig
+from xtremes_jax.models.config import LANGUAGE_ADAPTER, ModelConfig
 from xtremes_jax.models.encoder import Encoder, EncoderLayer
 from xtremes_jax.models.layers import linear
 from xtremes_jax.models.naming import Rule, Transform, layers
@@ -34,6 +34,8 @@ class WavLMConfig(ModelConfig):
     family: ClassVar[str] = "WavLM"
     architecture: ClassVar[str] = "WavLM"
     root: ClassVar[str] = "wavlm"
+    lacking: ClassVar[tuple[str, ...]] = (LANGUAGE_ADAPTER,)
+    unsupported: ClassVar[tuple[str, ...]] = (*ModelConfig.unsupported, LANGUAGE_ADAPTER)
 
     num_buckets: int = 320
     """Buckets of distances, half of them for frames after the query."""

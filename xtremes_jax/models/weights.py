@@ -29,6 +29,9 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 WEIGHT_FILES = (SAFETENSORS, SAFETENSORS_INDEX, PICKLED, PICKLED_INDEX)
 """What `read_tensors` looks for, in this order."""
 
+ADAPTER_FILES = ("adapter.*.safetensors", "adapter.*.bin")
+"""What the adapters of one language are called beside the weights, its name for the star; looked for in this order."""
+
 # Flax, TensorFlow, fairseq and Lightning, ONNX, GGUF.
 _OTHER_WEIGHTS = (".msgpack", ".h5", ".pt", ".ckpt", ".onnx", ".gguf")
 
