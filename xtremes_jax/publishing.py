@@ -76,7 +76,8 @@ class Uploads:
             token=training.hub_token, private=training.hub_private_repo,
         )  # fmt: skip
         self._over = threading.Event()
-        # One thread each: in this order, whatever is offered meanwhile.
+        # One thread each, so that steps come in their order; a checkpoint is taken before the run removes it.
+        self._taker = ThreadPoolExecutor(1, "hub-taker")
         self._writer = ThreadPoolExecutor(1, "hub-writer")
         self._sender = ThreadPoolExecutor(1, "hub-sender")
         self._all_wait = training.hub_always_push or training.hub_strategy == "all_checkpoints"
@@ -108,29 +109,32 @@ class Uploads:
 
         Args:
             step: global step of the checkpoint, which may still be on its way to the disk.
-            write: writes the model into an empty folder; called later, in another thread.
+            write: writes the model into a folder; called later, in another thread.
             checkpoints: where the checkpoint lies.
         """
         if self._had_bars:
             disable_progress_bars()  # the client's would tear that of training
         self._under_way.add(step)
-        self._writer.submit(self._prepare, step, write, checkpoints)
+        self._taker.submit(self._take, step, write, checkpoints)
 
-    def _prepare(self, step: int, write: Callable[[Path], None], checkpoints: Checkpoints) -> None:
+    def _take(self, step: int, write: Callable[[Path], None], checkpoints: Checkpoints) -> None:
         folder = None
         try:
             folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._folder))
-            write(folder)
             kept = {"checkpoint": LAST_CHECKPOINT, "all_checkpoints": ALL_CHECKPOINTS}.get(self._training.hub_strategy)
             if kept is not None:
                 self._add_checkpoint(folder / kept / str(step), step, checkpoints)
+            self._writer.submit(self._write, step, folder, write)
         except Exception as error:  # of the disk, for example, or because the run ends
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-            self._fail(step, error)
-            return
-        self._newest = step
-        self._sender.submit(self._send, step, folder)
+            self._fail(step, error, folder)
+
+    def _write(self, step: int, folder: Path, write: Callable[[Path], None]) -> None:
+        try:
+            write(folder)
+            self._newest = step
+            self._sender.submit(self._send, step, folder)
+        except Exception as error:
+            self._fail(step, error, folder)
 
     def _add_checkpoint(self, folder: Path, step: int, checkpoints: Checkpoints) -> None:
         """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards."""
@@ -144,6 +148,7 @@ class Uploads:
             if step != self._newest and not self._all_wait:
                 self._passed_over += 1
                 logger.info("The model of step %d is not uploaded: a newer one waits.", step)
+                self._done_with(step, folder)
                 return
             url = self._repository.send(
                 folder,
@@ -155,14 +160,17 @@ class Uploads:
             )
             self._sent += 1
             logger.info("Uploaded the model of step %d: %s", step, url)
+            self._done_with(step, folder)
         except Exception as error:
-            self._fail(step, error)
-        finally:
-            self._under_way.discard(step)
+            self._fail(step, error, folder)
+
+    def _done_with(self, step: int, folder: Path | None) -> None:
+        self._under_way.discard(step)
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _fail(self, step: int, error: Exception) -> None:
-        self._under_way.discard(step)
+    def _fail(self, step: int, error: Exception, folder: Path | None) -> None:
+        self._done_with(step, folder)
         if self._over.is_set():
             return
         self._failed.append(_Failure(step, str(error)))
@@ -172,8 +180,8 @@ class Uploads:
         """Waits for what is under way, uploads the finished run, and tells what has come of all uploads."""
         if self._under_way:
             logger.info("Waiting for the uploads of checkpoints to end.")
-        self._wait_for(self._writer)
-        self._wait_for(self._sender)
+        for executor in (self._taker, self._writer, self._sender):  # each gives to the next
+            self._wait_for(executor)
         if self._had_bars:
             enable_progress_bars()
         files = hub.files_to_push(self._folder)
@@ -225,7 +233,7 @@ class Uploads:
         """Ends all that is under way; nothing is waited for."""
         self._over.set()
         cut_off = bool(self._under_way)
-        for executor in (self._writer, self._sender):
+        for executor in (self._taker, self._writer, self._sender):
             executor.shutdown(wait=False, cancel_futures=True)
         for left in self._folder.glob(f"{_STAGING}*"):
             shutil.rmtree(left, ignore_errors=True)

@@ -49,6 +49,19 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, rng):
     again.close()
 
 
+def test_a_checkpoint_is_complete_from_when_all_of_it_is_on_the_disk(tmp_path, rng):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert not checkpoints.is_complete(1)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(rng), {})
+        checkpoints.wait()
+        assert checkpoints.is_complete(step)
+    with pytest.raises(FileNotFoundError, match=r"of step 1 has been removed \(--save_total_limit\)"):
+        checkpoints.is_complete(1)
+    assert not checkpoints.is_complete(3)
+    checkpoints.close()
+
+
 @pytest.mark.parametrize(
     "limit, best, kept", [(1, None, [50]), (1, 20, [20, 50]), (2, 50, [40, 50]), (3, 10, [10, 40, 50])]
 )
