@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import soxr
 
-from xtremes_jax.data import audio
+from xtremes_jax.data import audio, containers
 from xtremes_jax.data.audio import decode, probe
 from xtremes_jax.errors import InputError
 
@@ -246,7 +246,7 @@ def test_a_wav_of_empty_chunks_is_not_walked_to_its_end():
     data = b"RIFF\xff\xff\xff\x00WAVE" + bytes(8 * 50_000)
     stream = Counted(data)
     with pytest.raises(InputError, match="do not start within 10,000 chunks"):
-        audio._check_wav(stream, len(data))
+        containers._check_wav(stream, len(data))
     assert stream.reads <= 10_000
     with pytest.raises(InputError, match="do not start within"):
         decode(data)

@@ -21,6 +21,7 @@ import soxr
 from fsspec.implementations.local import LocalFileSystem
 
 from xtremes_jax.batch import SAMPLE_RATE
+from xtremes_jax.data.containers import check_container
 from xtremes_jax.data.mp3 import lacks_length, may_be_mp3, with_length_header
 from xtremes_jax.errors import InputError
 
@@ -47,9 +48,6 @@ _BLOCK_VALUES = 2**24  # of all channels
 _KEPT_BYTES = 2**25  # of memory that a thread keeps from clip to clip: a minute of stereo at 48 kHz is 23 MB
 _MAX_UNTAGGED_BYTES = 2**28  # of an MP3 file that has to be read whole to learn its length: hours at any bit rate
 _MAX_REMOTE_BYTES = 2**28  # of a file that is read into memory: half an hour of 24-bit stereo at 48 kHz
-_SLACK_BYTES = 64  # writers disagree about padding; a few samples less than promised is no damage
-_MAX_CHUNKS = 10_000  # of a WAV file before its samples: a few are usual, and a file of zeros would be millions
-_STREAMING_SIZE = 0x7FFF0000  # what programs that cannot go back to write the true size put there, and more
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ def _opened(source: Source) -> Iterator[soundfile.SoundFile]:
                 raise InputError("it is empty (0 bytes)")
             stream.seek(0)
             head = stream.read(1024)
-            _check_container(head, stream, size)
+            check_container(head, stream, size)
         with soundfile.SoundFile(_for_libsndfile(source, head)) as file:
             _check_header(file, size)
             yield file
@@ -378,60 +376,3 @@ def _span(file: soundfile.SoundFile, segment: Segment | None, in_pieces: bool) -
             "transcribe it in windows (chunk_length_s)"
         )
     return start, stop - start
-
-
-# libsndfile reads a cut WAV, SPHERE or OGG file without a word, as a shorter one: compare with the promise ourselves.
-
-
-def _check_container(head: bytes, stream: BinaryIO, size: int) -> None:
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        _check_wav(stream, size)
-    elif head[:8] == b"NIST_1A\n":
-        _check_sphere(head, size)
-    elif head[:4] == b"OggS":
-        _check_ogg(stream, size)
-
-
-def _check_wav(stream: BinaryIO, size: int) -> None:
-    position = 12
-    for _ in range(_MAX_CHUNKS):
-        if position + 8 > size:
-            return
-        stream.seek(position)
-        header = stream.read(8)
-        length = int.from_bytes(header[4:], "little")
-        position += 8
-        if header[:4] == b"data":
-            if length < _STREAMING_SIZE:
-                _require_bytes(length, size - position)
-            return
-        position += length + length % 2
-    raise InputError(f"it is damaged: its samples do not start within {_MAX_CHUNKS:,} chunks")
-
-
-def _check_sphere(head: bytes, size: int) -> None:
-    lines = [line.split(None, 2) for line in head.decode("ascii", "replace").splitlines()]
-    fields = {line[0]: line[2] for line in lines if len(line) == 3}
-    if "shorten" in fields.get("sample_coding", ""):
-        raise InputError("it is a SPHERE file compressed with shorten: convert it first (sph2pipe -p -f wav IN OUT)")
-    try:
-        width = int(fields.get("sample_n_bytes", "1")) * int(fields.get("channel_count", "1"))
-        promised = int(fields.get("sample_count", "0")) * width
-        header_size = int(lines[1][0])
-    except (ValueError, IndexError) as error:
-        raise InputError(f"its SPHERE header is broken ({error})") from error
-    _require_bytes(promised, size - header_size)
-
-
-def _check_ogg(stream: BinaryIO, size: int) -> None:
-    stream.seek(max(0, size - 65_307))  # the longest page there can be
-    tail = stream.read()
-    page = tail.rfind(b"OggS")
-    segments = tail[page + 27 : page + 27 + tail[page + 26]] if 0 <= page < len(tail) - 27 else b""
-    if page < 0 or not segments or page + 27 + len(segments) + sum(segments) > len(tail):
-        raise InputError("it is truncated: its last page is incomplete")
-
-
-def _require_bytes(promised: int, there: int) -> None:
-    if promised > there + _SLACK_BYTES:
-        raise InputError(f"it is truncated: {promised:,} bytes of samples were promised, {max(0, there):,} are there")

@@ -48,7 +48,7 @@ class OutOfMemory(InputError):
             f"The devices' memory does not hold {_described(batch)}. Lower --per_device_train_batch_size and raise "
             "--gradient_accumulation_steps by as much (the result stays the same), or --per_device_eval_batch_size if "
             "it was scoring; add --gradient_checkpointing, --bf16 or --fsdp_devices; or leave long clips out of "
-            "training with --max_duration_in_seconds, and recognise them in windows (--chunk_length_s). XLA says: "
+            "training with --max_duration_in_seconds, and score them in windows with --chunk_length_s. XLA says: "
             f"{str(error).strip().splitlines()[0]}"
         )
 
