@@ -134,8 +134,9 @@ def write_safetensors(
     total = 0
     try:
         for name, members in zip(names, shards, strict=True):
-            write_tensor_file(staged[name], {member: tensors[member] for member in members})
-            total += sum(tensors[member].nbytes for member in members)
+            arrays = {member: tensors[member] for member in members}
+            total += sum(array.nbytes for array in arrays.values())
+            write_tensor_file(staged[name], arrays)
         if len(shards) > 1:
             weight_map = {member: name for name, members in zip(names, shards, strict=True) for member in members}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
