@@ -1,13 +1,15 @@
 """Checkpoints with the adapters of languages, as MMS has them, against Transformers; and whole runs on one language."""
 
+import dataclasses
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 from corpora import tone, write_corpus
 from languages import LANGUAGES, VOCABULARY, WIDTH, write_checkpoint
-from local_hub import TOKEN, running_hub
+from local_hub import OWNER, TOKEN, running_hub
 from runs import flags, parameters, rows
 from safetensors.numpy import load_file
 
@@ -177,20 +179,25 @@ def damaged(checkpoint, folder, change):
 def test_from_a_hub_comes_the_language_that_is_asked_for(checkpoint, tmp_path, monkeypatch):
     with running_hub(monkeypatch) as server:
         server.repositories["someone/mms"] = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
-        options = dict(cache_dir=str(tmp_path / "cache"))
-        assert load_model("someone/mms", target_lang="eng", **options).config.vocab_size == 9
+        resolve = partial(hub.resolve_model, endpoint=server.endpoint)
+        monkeypatch.setattr(hub, "resolve_model", resolve)
+        asked = ModelArguments(model_name_or_path="someone/mms", target_lang="eng", cache_dir=str(tmp_path / "cache"))
+        start = starting_point(asked)
+        assert start.config["vocab_size"] == 9 and start.language.adapter.name == "adapter.eng.safetensors"
         assert {"adapter.eng.safetensors", "vocab.json"} < set(server.downloads)
         assert "adapter.fra.bin" not in server.downloads
-        assert load_model("someone/mms", target_lang="fra", **options).config.vocab_size == 11
-        assert "adapter.fra.bin" in server.downloads
+        start = starting_point(dataclasses.replace(asked, target_lang="fra"))
+        assert start.config["vocab_size"] == 11 and start.language.adapter.name == "adapter.fra.bin"
         with pytest.raises(InputError, match="no adapter for the language frq: did you mean fra.* It has eng, fra"):
-            load_model("someone/mms", target_lang="frq", **options)
+            starting_point(dataclasses.replace(asked, target_lang="frq"))
+        small = starting_point(dataclasses.replace(asked, target_lang="fra"), weights=False, trains=True)
+        assert not small.language.is_new
 
 
 def test_a_push_takes_adapters_along(checkpoint, monkeypatch):
     with running_hub(monkeypatch) as server:
-        hub.push(checkpoint, repo_id="someone/mine", token=TOKEN, private=None, commit_message="Mine")
-        sent = server.repositories["someone/mine"]
+        hub.push(checkpoint, repo_id="mine", token=TOKEN, private=None, commit_message="Mine", endpoint=server.endpoint)
+        sent = server.repositories[f"{OWNER}/mine"]
         assert sent["adapter.eng.safetensors"] == (checkpoint / "adapter.eng.safetensors").read_bytes()
         assert "adapter.fra.bin" not in sent
 

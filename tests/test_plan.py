@@ -266,6 +266,17 @@ def test_frozen_halves_of_a_translator_have_no_moments(linear, frozen, is_frozen
     assert found == {"trainable": 4 * trained, "frozen": 4 * kept, "optimizer": 8 * trained + 8}
 
 
+def test_where_adapters_train_alone_nothing_else_has_moments(linear):
+    found = planned("--planned_buckets", "1", "--adapter_attn_dim", "6", "--train_adapters_only")["per_device"]
+    config = dataclasses.replace(Setting(vocab_size=64).model_config(), adapter_attn_dim=6)
+    sizes = {name: leaf.size for name, leaf in flatten_params(split_params(abstract_model(config))[1]).items()}
+    layers, width = config.num_hidden_layers, config.hidden_size
+    trained = layers * (2 * 6 * width + 6 + width + 2 * width) + 64 * (width + 1)
+    assert trained == sum(size for name, size in sizes.items() if ".adapter_layer." in name or "lm_head" in name)
+    kept = sum(sizes.values()) - trained
+    assert found == {"trainable": 4 * trained, "frozen": 4 * kept, "optimizer": 8 * trained + 8}
+
+
 @pytest.mark.parametrize(
     "line",
     [

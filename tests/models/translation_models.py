@@ -31,6 +31,7 @@ CASES = {
     "projected adapter": ("layer", ADAPTER),
     "widening adapter": ("layer", ADAPTER | {"output_hidden_size": 16}),
     "equal widths": ("layer", ADAPTER | {"hidden_size": 16, "num_attention_heads": 4}),
+    "language adapters": ("layer", {"adapter_attn_dim": 5}),
     "post-norm": ("group", {}),
 }
 

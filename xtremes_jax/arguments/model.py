@@ -67,6 +67,7 @@ class ModelArguments:
         "Language of a checkpoint with adapters, as MMS has them: the adapters, head and vocabulary of adapter.<it>."
         "safetensors beside the weights take the place of the checkpoint's; in training a language without that file "
         "is a new one (ours).",
+        old=("target_language",),
         scoring=True,
     )
     adapter_attn_dim: int | None = flag(
