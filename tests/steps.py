@@ -54,7 +54,7 @@ class Run:
 
     def __init__(
         self, config, *, dtype=jnp.float32, accumulation=1, scale_loss=False, learning_rate=1e-3, freeze=True,
-        late_updates=0, lora=None,
+        late_updates=0, lora=None, fsdp=1,
     ):  # fmt: skip
         self.config = config
         self.graphdef, params = split_params(build_model(config, seed=3, dtype=dtype, lora=lora))
@@ -69,7 +69,7 @@ class Run:
         if late:
             after = adamw(lambda count: schedule(count + late_updates), late)
             optimizer = with_latecomers(optimizer, after, late, late_updates)
-        mesh = make_mesh()
+        mesh = make_mesh(fsdp)
         # A copy: the step donates its state, and tests compare with the start.
         state = jax.tree.map(jnp.copy, create_state(trainable, frozen, optimizer, scale_loss=scale_loss))
         sharding = tree_sharding(mesh, state)

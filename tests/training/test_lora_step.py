@@ -1,9 +1,11 @@
 """The training step with low-rank factors: what it computes and holds."""
 
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
+from runs import run_on_eight_devices
 from steps import Run, make_batch, tiny
 
 from xtremes_jax.models import Lora, is_factor
@@ -50,3 +52,38 @@ def test_factors_may_join_later_too(rng):
     run.losses([batch] * 2)
     moved = [name for name in run.state.trainable if not np.array_equal(run.state.trainable[name], run.start[name])]
     assert sorted(moved) == sorted(run.state.trainable)
+
+
+EIGHT = """
+    import sys
+    sys.path.insert(0, TESTS)
+    import jax, numpy as np
+    from jax.sharding import PartitionSpec
+    from steps import Run, make_batch, tiny
+    from xtremes_jax.models import Lora
+    from xtremes_jax.training import sharding
+
+    sharding.SMALLEST_SHARDED = 128  # so that FSDP splits the factors of a tiny model
+    config = tiny("ctc", hidden_dropout=0.1, mask_time_prob=0.2)
+    batches = [make_batch(np.random.default_rng(seed), config, LENGTHS) for seed in range(3)]
+    one = SINGLE
+    for fsdp, accumulation in ((1, 2), (4, 1)):
+        run = Run(config, lora=Lora(4, 8.0), late_updates=1, fsdp=fsdp, accumulation=accumulation)
+        factor = run.state.trainable["encoder.encoder.layers.feed_forward.output_dense.lora_A"]
+        assert (factor.sharding.spec == PartitionSpec()) == (fsdp == 1), factor.sharding
+        rows = sharding.batch_sharding(run.mesh)
+        with jax.set_mesh(run.mesh):
+            losses = run.losses([jax.device_put(batch, rows) for batch in batches])
+        np.testing.assert_allclose(losses, one, rtol=1e-4)
+        print(fsdp, "agrees")
+"""
+
+
+def test_eight_devices_do_what_one_does():
+    lengths = (4000, 9000, 6001, 7777) * 4
+    config = tiny("ctc", hidden_dropout=0.1, mask_time_prob=0.2)
+    batches = [make_batch(np.random.default_rng(seed), config, lengths) for seed in range(3)]
+    expected = Run(config, lora=Lora(4, 8.0), late_updates=1).losses(batches)
+    script = EIGHT.replace("SINGLE", repr(expected)).replace("LENGTHS", repr(lengths))
+    printed = run_on_eight_devices(script.replace("TESTS", repr(str(Path(__file__).resolve().parents[1]))))
+    assert printed.splitlines()[-1] == "4 agrees"

@@ -102,7 +102,11 @@ def run_model(model, objective: Objective | PairObjective, batch: Batch, randomn
 
 
 def _make_gradients(
-    graphdef, objective: Objective | PairObjective, accumulation: int, late: frozenset[str], late_updates: int
+    graphdef,
+    objective: Objective | PairObjective,
+    accumulation: int,
+    late: frozenset[str] = frozenset(),
+    late_updates: int = 0,
 ) -> Callable:
     """`(state, batch, key, factor) -> (loss, gradients)`: of the batch's loss sum times `factor`."""
     of_all = _make_all_gradients(graphdef, objective, accumulation)
