@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from xtremes_jax.architecture import model_config
 from xtremes_jax.arguments import parse_arguments
-from xtremes_jax.assembly import _new_parts, assemble, model_config, outline
+from xtremes_jax.assembly import _new_parts, assemble, outline
 from xtremes_jax.models import DECODER_PRESETS, PRESETS
 from xtremes_jax.optimization import make_optimization
 from xtremes_jax.planned_corpus import planned_corpus

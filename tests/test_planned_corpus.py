@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from xtremes_jax.architecture import model_config
 from xtremes_jax.arguments import parse_arguments
-from xtremes_jax.assembly import model_config
 from xtremes_jax.data.loader import TrainLoader
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import PRESETS

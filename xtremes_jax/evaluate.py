@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from xtremes_jax import command, console
+from xtremes_jax.architecture import model_config
 from xtremes_jax.arguments import Arguments, parse_evaluate_arguments
-from xtremes_jax.assembly import assemble, model_config
+from xtremes_jax.assembly import assemble
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.data.cache import default_cache_dir
 from xtremes_jax.evaluation.predict import ScoredSplit

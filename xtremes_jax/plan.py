@@ -17,8 +17,9 @@ from typing import Any
 import jax
 
 from xtremes_jax import command
+from xtremes_jax.architecture import model_config
 from xtremes_jax.arguments import Arguments, PlanArguments, describe, parse_plan_arguments
-from xtremes_jax.assembly import Network, make_train_loader, model_config, outline, run_length
+from xtremes_jax.assembly import Network, make_train_loader, outline, run_length
 from xtremes_jax.batch import SAMPLE_RATE, Batch
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.data.buckets import PlannedBatch

@@ -341,7 +341,7 @@ def _normalizes(start: StartingPoint) -> bool:
 
 def _padding(start: StartingPoint) -> dict[str, bool]:
     """Whether Transformers masks the padding of a batch for this checkpoint."""
-    return {"mask_padding": start.preprocessor["return_attention_mask"]}
+    return {"mask_padding": start.preprocessor.get("return_attention_mask", True)}
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:

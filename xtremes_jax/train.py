@@ -13,8 +13,9 @@ from typing import Any
 import jax
 
 from xtremes_jax import command, console
+from xtremes_jax.architecture import model_config
 from xtremes_jax.arguments import Arguments, parse_arguments
-from xtremes_jax.assembly import Network, assemble, model_config
+from xtremes_jax.assembly import Network, assemble
 from xtremes_jax.corpus import Corpus, SkippedClips, load_corpus
 from xtremes_jax.course import Course, go_back_to_best, make_course
 from xtremes_jax.data.cache import default_cache_dir

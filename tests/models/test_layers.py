@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from xtremes_jax.models.config import ACTIVATIONS
+from xtremes_jax.models.config_checks import ACTIVATIONS
 from xtremes_jax.models.layers import Convolution, FrameGroupNorm, LayerNorm, activate
 
 

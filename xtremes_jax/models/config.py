@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.config_fields import LARGEST_SIZE, check_field, check_parameters, from_json, shown
+from xtremes_jax.models.config_checks import check_config
+from xtremes_jax.models.config_fields import from_json, shown
 
 Head = Literal["ctc", "classification", "retrieval"]
 
@@ -17,17 +18,6 @@ _HEAD_KEY = "xtremes_jax_head"
 """Key of config.json under which a retrieval model says what it is: to Transformers, it is a classifier whose logits,
 divided by their norm, are the embeddings."""
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish")
-"""Values of `hidden_act` and `feat_extract_activation` that are known here; `gelu` is the exact one (erf)."""
-
-_RATES = (
-    "hidden_dropout",
-    "activation_dropout",
-    "attention_dropout",
-    "feat_proj_dropout",
-    "final_dropout",
-    "layerdrop",
-)
 ADAPTER_FIELDS = ("add_adapter", "num_adapter_layers", "adapter_kernel_size", "adapter_stride", "output_hidden_size")
 """Fields of the convolutional adapter, which not every family has."""
 LANGUAGE_ADAPTER = "adapter_attn_dim"
@@ -172,7 +162,7 @@ class ModelConfig:
     the clip, as in Transformers for the models with a group norm."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_config(self)
 
     @classmethod
     def from_huggingface(
@@ -359,50 +349,6 @@ def _count_labels(config: Mapping[str, Any]) -> Any:
         return len(names)
     found = config.get("num_labels")
     return 2 if found is None else found
-
-
-def _check(config: ModelConfig) -> None:
-    """Raises `InputError` where a field is of the wrong type or size, or the fields do not fit together."""
-    for field in dataclasses.fields(config):
-        check_field(field, getattr(config, field.name))
-    if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
-        raise InputError(
-            f"conv_dim {shown(config.conv_dim)}, conv_kernel {shown(config.conv_kernel)} and conv_stride "
-            f"{shown(config.conv_stride)} "
-            "must be lists of one length: one number for each convolution."
-        )
-    if config.min_samples > LARGEST_SIZE:
-        raise InputError(
-            f"conv_kernel {shown(config.conv_kernel)} and conv_stride {shown(config.conv_stride)} make a frame of "
-            f"{config.min_samples:.3g} samples, which is over a minute. Check them."
-        )
-    check_parameters(config.num_parameters)
-    if config.feat_extract_norm not in ("group", "layer"):
-        raise InputError(f"feat_extract_norm is {shown(config.feat_extract_norm)}; only 'group' and 'layer' exist.")
-    for name in ("hidden_act", "feat_extract_activation"):
-        if getattr(config, name) not in ACTIVATIONS:
-            raise InputError(f"{name} is {shown(getattr(config, name))}; known are {', '.join(ACTIVATIONS)}.")
-    for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-        if config.hidden_size % getattr(config, name):
-            raise InputError(f"{name} ({getattr(config, name)}) does not divide hidden_size ({config.hidden_size}).")
-    for name in _RATES:
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be at least 0 and less than 1.")
-    for name in ("mask_time_prob", "mask_feature_prob"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be from 0 to 1.")
-    if config.layer_norm_eps <= 0 or config.initializer_range < 0:
-        raise InputError(
-            f"layer_norm_eps is {config.layer_norm_eps} and initializer_range {config.initializer_range}; the first "
-            "must be greater than 0, the second at least 0."
-        )
-    if config.add_adapter and config.head in ("classification", "retrieval"):
-        raise InputError(
-            "The configuration has add_adapter true, and Transformers has no sequence classification with an adapter. "
-            "Choose a checkpoint without it."
-        )
-    if config.head not in ("ctc", "classification", "retrieval", None):
-        raise InputError(f"head is {config.head!r}; it must be 'ctc', 'classification' or 'retrieval'.")
 
 
 def _refuse_unsupported(config: Mapping[str, Any], kind: type[ModelConfig]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xtremes_jax.errors import InputError
-from xtremes_jax.models.config import ACTIVATIONS
+from xtremes_jax.models.config_checks import ACTIVATIONS
 from xtremes_jax.models.config_fields import check_field, check_parameters, from_json, shown
 
 _RATES = ("dropout", "attention_dropout", "activation_dropout", "decoder_layerdrop")

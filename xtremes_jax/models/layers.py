@@ -44,7 +44,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(name: str, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
-    """The activation that Transformers knows by `name` (one of `config.ACTIVATIONS`); its gradient keeps `x` alone."""
+    """The activation that Transformers knows by `name` (`config_checks.ACTIVATIONS`); its gradient keeps `x` alone."""
     return _ACTIVATIONS[name](x)
 
 

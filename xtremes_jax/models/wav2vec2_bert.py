@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Int16
 from xtremes_jax.errors import InputError
 from xtremes_jax.models.adapter import Adapter
 from xtremes_jax.models.backbone import Backbone
-from xtremes_jax.models.config import ACTIVATIONS, LANGUAGE_ADAPTER, ModelConfig, steps_after
+from xtremes_jax.models.config import LANGUAGE_ADAPTER, ModelConfig, steps_after
+from xtremes_jax.models.config_checks import ACTIVATIONS
 from xtremes_jax.models.config_fields import shown
 from xtremes_jax.models.encoder import FeedForward
 from xtremes_jax.models.layers import Convolution, LayerNorm
