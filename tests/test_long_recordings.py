@@ -88,11 +88,11 @@ def test_what_transcribe_cannot_do_is_told(recogniser, recordings, tmp_path, cap
         transcribe(model, path, chunk_length_s=2, stride_length_s=1)
     cut = tmp_path / "cut.flac"
     cut.write_bytes(Path(path).read_bytes()[:-2000])
-    with pytest.raises(InputError, match=r"cut.flac: "):
+    with pytest.raises(InputError, match=r"^[^:]*cut.flac: it is damaged"):
         transcribe(model, [path, cut], chunk_length_s=2)
     content = Path(path).read_bytes()
     cut.write_bytes(content[: len(content) // 2] + bytes(2000) + content[len(content) // 2 + 2000 :])
-    with pytest.raises(InputError, match=r"cut.flac: "):
+    with pytest.raises(InputError, match=r"^[^:]*cut.flac: it is damaged"):
         transcribe(model, [path, cut], chunk_length_s=2)
     monkeypatch.setattr(inference, "LONG_SECONDS", 2)
     with caplog.at_level(logging.WARNING):
@@ -103,7 +103,7 @@ def test_what_transcribe_cannot_do_is_told(recogniser, recordings, tmp_path, cap
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     monkeypatch.setattr(Model, "__call__", full)
-    with pytest.raises(InputError, match=r"not enough memory for batches of 1 clips. .*1.flac is 1. s long .* =30"):
+    with pytest.raises(InputError, match=r"not enough memory for batches of 1 clips. .*1.flac is 1. s long .*=30"):
         transcribe(model, path)
 
 
@@ -125,13 +125,12 @@ def scoring(model, manifest, output, **changes) -> list[str]:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_evaluation_scores_windows_and_whole_clips_together(recogniser, recordings, manifest, tmp_path, caplog, beams):
+def test_evaluation_scores_windows_and_whole_clips_together(recogniser, recordings, manifest, tmp_path, capsys, beams):
     windows = dict(chunk_length_s=3, stride_length_s=(0.5, 0.4))
     expected = transcribe(load_model(recogniser), list(recordings), beams=beams, **windows)
     changes = dict(chunk_length_s="3", stride_length_s="0.5 0.4", ctc_beams=beams)
-    with caplog.at_level(logging.INFO):
-        assert evaluate.main(scoring(recogniser, manifest, tmp_path, **changes)) == 0
-    assert "predict: 2 of 5 clips are longer than 3.00 s, and scored in windows" in caplog.text
+    assert evaluate.main(scoring(recogniser, manifest, tmp_path, **changes)) == 0
+    assert "predict: 2 of 5 clips are longer than 3.00 s, and scored in windows" in capsys.readouterr().err
     found = {row["id"]: row["prediction"] for row in rows(tmp_path / "predictions.jsonl")}
     assert list(found.values()) == expected
     results = json.loads((tmp_path / "results.json").read_text())
@@ -148,7 +147,7 @@ def test_evaluation_of_nothing_but_long_recordings_has_no_loss(recogniser, recor
     (alone / "test.csv").write_text("\n".join([lines[0], lines[2], lines[4], ""]))
     assert evaluate.main(scoring(recogniser, alone / "test.csv", tmp_path / "out", chunk_length_s=3)) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["windowed_clips"] == results["samples"] == 2 and not results["loss"] > 0
+    assert results["windowed_clips"] == results["samples"] == 2 and results["loss"] is None
     found = [row["prediction"] for row in rows(tmp_path / "out" / "predictions.jsonl")]
     assert found == transcribe(load_model(recogniser), [list(recordings)[1], list(recordings)[3]], chunk_length_s=3)
 

@@ -186,7 +186,7 @@ def _in_windows(
     ):
         for row, place in zip(rows, batches.batch(index), strict=True):
             if isinstance(row, InputError):
-                raise InputError(f"{_name(files[place[0]][0])}: {row}") from row
+                raise _named(files[place[0]][0], row) from row
         frames = np.asarray(_for_decoding(model(samples, lengths).logits, beams))
         # Recordings end in their order, and one that cannot be read has raised.
         texts += to_text(
@@ -204,7 +204,13 @@ def _read(file: File, read: Callable) -> Any:
     try:
         return read(_source(file))
     except InputError as error:
-        raise InputError(f"{_name(file)}: {error}") from error
+        raise _named(file, error) from error
+
+
+def _named(file: File, error: InputError) -> InputError:
+    """The error with the file's name before it, once."""
+    name = _name(file)
+    return error if str(error).startswith(name) else InputError(f"{name}: {error}")
 
 
 def _source(file: File) -> bytes | Path:
