@@ -86,6 +86,16 @@ def test_only_safetensors_are_downloaded_when_there_are_any(server, tmp_path, we
     assert sorted(server.downloads) == sorted(["config.json", "vocab.json", *weights])
 
 
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_needs_no_configuration_and_no_weights_of_a_whole_model(server, tmp_path, weights):
+    held = {name: FILES[name] for name in ("vocab.json", "README.md", "evil.py")}
+    server.repositories["someone/adapter"] = held | {"adapter_config.json": b"{}", weights: b"factors"}
+    options = {"cache_dir": tmp_path, "endpoint": server.endpoint}
+    directory = hub.resolve_model("someone/adapter", **options)
+    assert sorted(server.downloads) == sorted(["adapter_config.json", "vocab.json", weights])
+    assert hub.resolve_model(directory) == directory
+
+
 def test_small_files_alone(server, tmp_path):
     server.repositories["someone/old"] = FILES
     hub.resolve_model("someone/old", cache_dir=tmp_path, weights=False, endpoint=server.endpoint)

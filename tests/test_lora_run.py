@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from corpora import tone, write_corpus
+from retrieval_corpus import write_retrieval_corpus
 from runs import flags, parameters, rows
 
 from xtremes_jax import evaluate, load_model, train
@@ -159,3 +161,49 @@ def test_what_peft_saves_is_read(bases, rslora, weights, rng, tmp_path):
     ours = load_model(tmp_path)
     assert ours.label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
     np.testing.assert_allclose(heard(ours, clip), theirs, atol=2e-5)
+
+
+DECODER = {
+    "model_type": "mbart", "d_model": 24, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64, "vocab_size": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("freeze_decoder", [False, True])
+def test_translation_adapts_the_encoder_and_trains_what_is_not_frozen(freeze_decoder, corpus, tmp_path, rng):
+    (tmp_path / "decoder.json").write_text(json.dumps(DECODER))
+    short = dict(max_steps=2, max_buckets=1, do_eval=None, per_device_eval_batch_size=None)
+    joined = short | {"decoder_config_name": tmp_path / "decoder.json", "translation_vocab_size": 40}
+    base, output = tmp_path / "base", tmp_path / "run"
+    assert train.main(flags(corpus, base, "covost2.all", **joined)) == 0
+    more = short | {"freeze_decoder": freeze_decoder, "lora_targets": "v_proj"}
+    assert train.main(lora(corpus, base, output, "covost2.all", **more)) == 0
+    before, after = parameters(base), parameters(output)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"encoder", "enc_to_dec_proj", "decoder"} - (
+        {"decoder"} if freeze_decoder else set()
+    )
+    encoder = {name for name in changed if name.startswith("encoder.")}
+    assert encoder == {f"encoder.encoder.layers.{layer}.attention.v_proj.weight" for layer in range(LAYERS)}
+    clip = clip_of(rng)[None]
+    whole, adapted = load_model(output), load_model(output / "lora")
+    assert whole.generation == adapted.generation
+    for name in ("encoder", "decoder", "enc_to_dec_proj"):
+        for mine, other in zip(flat(whole.params[name]), flat(adapted.params[name]), strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-7)
+    np.testing.assert_array_equal(whole(clip).tokens, adapted(clip).tokens)
+
+
+def flat(tree):
+    return [np.asarray(value) for value in jax.tree.leaves(tree)]
+
+
+def test_retrieval_keeps_its_temperature(bases, tmp_path, rng):
+    corpus = write_retrieval_corpus(tmp_path / "corpus")
+    changes = dict(max_steps=2, do_eval=None, per_device_eval_batch_size=None, use_weighted_layer_sum=True, bf16=True)
+    changes["gradient_checkpointing"] = True
+    assert train.main(lora(corpus, bases / "mls.all", tmp_path / "run", None, task="fleurs-retrieval", **changes)) == 0
+    whole, adapted = load_model(tmp_path / "run"), load_model(tmp_path / "run" / "lora")
+    assert whole.config == adapted.config and whole.config.logit_scale != type(whole.config).logit_scale
+    clip = clip_of(rng)
+    np.testing.assert_allclose(heard(whole, clip), heard(adapted, clip), atol=1e-6)

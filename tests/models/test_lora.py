@@ -26,6 +26,7 @@ from xtremes_jax.models.peft import to_peft
 from xtremes_jax.models.weights import write_tensor_file
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 # Of PEFT's own use of Transformers.
@@ -141,6 +142,9 @@ def test_peft_computes_the_same_with_what_is_written(name, head, random_params, 
         if value.requires_grad
     }
     compare(gradients, expected)
+    # Weight decay is on the same of them as the Trainer has it.
+    decayed = {key.replace(".default", "") for key in transformers.Trainer.get_decay_parameter_names(None, model)}
+    assert all(key in decayed for key in expected if ".lora_" in key)
     with torch.no_grad():
         check(logits, torch_logits(model.merge_and_unload(), config, audio))
 

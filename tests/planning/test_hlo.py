@@ -209,3 +209,18 @@ def test_a_scan_over_layers_costs_all_its_layers():
     assert forward.product_flops() == 7 * 2 * 6 * 5 * 5
     gradient = Program(compiled(jax.grad(layers, (0, 1)), (6, 5), (7, 5, 5)).as_text())
     assert gradient.product_flops() == 3 * 7 * 2 * 6 * 5 * 5
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_branches_the_dearer_one_counts(is_first):
+    """Wherever it stands, and with what it calls in turn."""
+
+    def once(x):
+        return x @ x
+
+    def thrice(x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ x), None), x, length=3)[0]
+
+    branches = (thrice, once) if is_first else (once, thrice)
+    program = compiled(lambda flag, x: jax.lax.cond(flag[0] > 0, *branches, x) @ x, (1,), (8, 8))
+    assert Program(program.as_text()).product_flops() == 4 * 2 * 8**3

@@ -133,9 +133,22 @@ class Program:
         self.times[computation] += times
         for instruction in self.computations[computation]:
             trips = times * (self._trips(instruction) if instruction.opcode == "while" else 1)
-            for name in _called(instruction):
-                if name in self.computations:
-                    self._count(name, trips)
+            for name in self._run_by(instruction):
+                self._count(name, trips)
+
+    def _run_by(self, instruction: Instruction) -> list[str]:
+        """Computations that run when an instruction does: of branches the one that costs most."""
+        names = [name for name in _called(instruction) if name in self.computations]
+        return [max(names, key=self._cost)] if instruction.opcode == "conditional" and names else names
+
+    def _cost(self, name: str) -> tuple[float, int]:
+        """How much a computation multiplies, with those that it calls, and how many instructions it has."""
+        computation, flops = self.computations[name], 0.0
+        for instruction in computation:
+            trips = self._trips(instruction) if instruction.opcode == "while" else 1
+            flops += _product_flops(instruction, computation)
+            flops += trips * sum(self._cost(called)[0] for called in self._run_by(instruction))
+        return flops, len(computation)
 
     def _trips(self, loop: Instruction) -> int:
         """Rounds of a loop: as XLA says, or (for TPUs it does not) the constant that its counter is compared with."""
@@ -161,8 +174,8 @@ class Program:
         return max(1, int(added[0].literal)) if len(added) == 1 else 1
 
     def instructions(self) -> Iterator[tuple[Instruction, int]]:
-        """Every instruction that runs, and how often. Both branches of a conditional count; a loop that does not say
-        how often it runs counts as one round."""
+        """Every instruction that runs, and how often. Of a conditional's branches the one that multiplies most counts;
+        a loop that does not say how often it runs counts as one round."""
         for name, computation in self.computations.items():
             if self.times[name]:
                 for instruction in computation:
