@@ -217,7 +217,9 @@ def running_hub(monkeypatch) -> Iterator[Hub]:
     with Hub() as hub_server:
         thread = threading.Thread(target=hub_server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield hub_server
-        close_session()
-        hub_server.shutdown()
-        thread.join()
+        try:
+            yield hub_server
+        finally:  # or a test that fails would leave the thread behind, and the process with it
+            close_session()
+            hub_server.shutdown()
+            thread.join()
