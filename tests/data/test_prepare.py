@@ -254,7 +254,7 @@ def probed(monkeypatch):
     """Rows whose header was read since it was last cleared."""
     calls = []
 
-    def counted(source, segment=None, plain=audio.probe):
+    def counted(source, segment=None, *, in_pieces=False, plain=audio.probe):
         calls.append(source)
         return plain(source, segment)
 
