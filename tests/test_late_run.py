@@ -46,13 +46,15 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(step, undisturbed, c
     assert ours == theirs
 
 
-def test_the_encoder_stays_until_then(undisturbed, corpus, tmp_path):
+def test_the_encoder_stays_until_then(undisturbed, corpus, tmp_path, capsys):
     """As it does for the whole of a run with --freeze_encoder, whose optimizer holds the head's moments alone."""
     only, whole = tmp_path / "only", tmp_path / "whole"
     halted = dict(max_steps=PAUSE, lr_scheduler_type="constant", save_strategy="no", save_steps=None)
     assert train.main(late(corpus, whole, **halted)) == 0
     frozen = halted | {"freeze_encoder_steps": None, "freeze_encoder": True}
+    capsys.readouterr()
     assert train.main(late(corpus, only, **frozen)) == 0
+    told = capsys.readouterr().err
     ours, theirs = parameters(whole), parameters(only)
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-6, err_msg=name)
@@ -60,6 +62,7 @@ def test_the_encoder_stays_until_then(undisturbed, corpus, tmp_path):
     results = json.loads((only / "train_results.json").read_text())
     assert (results["train_parameters"], results["train_optimizer_bytes"]) == (count, 8 * count + 8)
     total = sum(value.size for value in ours.values())
+    assert f"Trained parameters: {count:,}; the optimizer's state for them: {8 * count + 8:,} bytes" in told
     results = json.loads((whole / "train_results.json").read_text())
     assert (results["train_parameters"], results["train_optimizer_bytes"]) == (total, 8 * total + 2 * 8 + 4)
     moved = parameters(undisturbed)

@@ -54,7 +54,7 @@ def clip_of(rng):
     return tone("abc d", rng)
 
 
-def test_a_run_trains_and_holds_moments_of_the_factors_and_the_head_alone(trained, bases, caplog):
+def test_a_run_trains_and_holds_moments_of_the_factors_and_the_head_alone(trained, bases):
     results = json.loads((trained / "train_results.json").read_text())
     vocabulary = json.loads((trained / "config.json").read_text())["vocab_size"]
     count = FACTORS + (WIDTH + 1) * vocabulary
