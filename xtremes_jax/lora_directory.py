@@ -71,8 +71,8 @@ def adapted_base(
     has_own = (directory / "config.json").is_file()
     if has_own and _is_joint(directory) and not _is_joint(base):
         raise InputError(
-            f"{source} is an adapter of an encoder and a decoder that were joined in its run, so no directory holds its "
-            "base. Name the merged model: the output directory that the adapter's lies in."
+            f"{source} is an adapter of an encoder and a decoder that were joined in its run, so no directory holds "
+            "its base. Name the merged model: the output directory that the adapter's lies in."
         )
     return AdaptedBase(adapter, file if weights else None, base)
 
