@@ -107,6 +107,13 @@ def test_tensors_that_are_refused(make, tensors, words):
         load_model(make(None, tensors))
 
 
+def test_an_adapter_of_two_halves_that_were_joined_in_its_run(make):
+    folder = make()
+    (folder / "config.json").write_text(json.dumps({"model_type": "speech-encoder-decoder"}))
+    with pytest.raises(InputError, match="no directory holds its base. Name the merged model"):
+        load_model(folder)
+
+
 def test_files_that_are_absent_or_adapters_of_adapters(make, tmp_path):
     folder = make()
     (tmp_path / "base" / "adapter_config.json").write_text("{}")

@@ -68,10 +68,11 @@ def write_model(
     speech = config.encoder if translation else config
     if not translation and config.head == "retrieval":
         config = dataclasses.replace(config, logit_scale=float(params["logit_scale"]))
-    ordinary = params if network.lora is None else merge_factors(params, network.lora)
+    merged = params if network.lora is None else merge_factors(params, network.lora)
+    tensors = to_huggingface(unflatten_params(merged), network.config)
     hub.export(
         directory,
-        tensors=to_huggingface(unflatten_params(ordinary), network.config),
+        tensors=tensors,
         config=config.to_huggingface(**({} if translation else {"label_names": names})),
         tokenizer=tokenizer.as_transformers if isinstance(tokenizer, CharacterTokenizer) else tokenizer,
         preprocessor=start.preprocessor | {"return_attention_mask": speech.mask_padding},
@@ -84,15 +85,21 @@ def write_model(
     if network.lora is None:
         _remove_adapter(directory / hub.ADAPTER_FOLDER)
     else:
-        _write_adapter(directory, params, network, start)
+        _write_adapter(directory, params, tensors, network, start)
 
 
-def _write_adapter(directory: Path, params: dict[str, np.ndarray], network: Network, start: StartingPoint) -> None:
+def _write_adapter(
+    directory: Path,
+    params: dict[str, np.ndarray],
+    ordinary: dict[str, np.ndarray],
+    network: Network,
+    start: StartingPoint,
+) -> None:
     """Writes the low-rank adapter alone into a folder of an exported model, in PEFT's format.
 
     With it go the small files of the model, so that the folder says by itself what its outputs stand for.
     """
-    tensors, settings = to_peft(params, network.config, network.lora, network.trainable, start.source)
+    tensors, settings = to_peft(params, ordinary, network.config, network.lora, network.trainable, start.source)
     folder = directory / hub.ADAPTER_FOLDER
     folder.mkdir(exist_ok=True)
     write_tensor_file(folder / hub.ADAPTER_WEIGHTS[0], tensors)

@@ -6,7 +6,7 @@ from typing import Any
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
-from xtremes_jax.models import config_class_of
+from xtremes_jax.models import TRANSLATION_MODEL_TYPE, config_class_of
 from xtremes_jax.models.peft import Adapter, merged_tensors, read_settings, root_of_config, with_heads
 from xtremes_jax.models.weights import Tensors, read_json_object, read_tensor_file, read_tensors
 
@@ -68,4 +68,15 @@ def adapted_base(
             f"{source} is an adapter of {adapter.base}, which is an adapter itself. Merge that into its own base with "
             f"PEFT (merge_and_unload, save_pretrained), and name the result in {hub.ADAPTER_CONFIG}."
         )
+    has_own = (directory / "config.json").is_file()
+    if has_own and _is_joint(directory) and not _is_joint(base):
+        raise InputError(
+            f"{source} is an adapter of an encoder and a decoder that were joined in its run, so no directory holds "
+            "its base. Name the merged model: the output directory that the adapter's lies in."
+        )
     return AdaptedBase(adapter, file if weights else None, base)
+
+
+def _is_joint(directory: Path) -> bool:
+    """Whether a model directory's config.json is that of an encoder with a decoder."""
+    return hub.read_config(directory).get("model_type") == TRANSLATION_MODEL_TYPE

@@ -20,6 +20,7 @@ from xtremes_jax.models import (
     merge,
     merge_factors,
     split_params,
+    to_huggingface,
     unflatten_params,
 )
 from xtremes_jax.models.peft import to_peft
@@ -60,8 +61,13 @@ def trained(params):
     return [name for name in params if is_factor(name) or not name.startswith("encoder.")]
 
 
+def peft_of(params, config, base="", lora=LORA):
+    ordinary = to_huggingface(unflatten_params(merge_factors(params, lora)), config)
+    return to_peft(params, ordinary, config, lora, trained(params), base)
+
+
 def saved(folder, params, config, lora=LORA, base="base"):
-    tensors, settings = to_peft(params, config, lora, trained(params), base)
+    tensors, settings = peft_of(params, config, base, lora)
     write_tensor_file(folder / "adapter_model.safetensors", tensors)
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return tensors, settings
@@ -107,7 +113,7 @@ def ours(graphdef, params, config, audio, weights):
     factors = {key: value for key, value in params.items() if key in trained(params)}
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(factors, params)
     named = params | {name: np.asarray(value) for name, value in gradients.items()}
-    return to_peft(named, config, LORA, trained(params), "")[0], logits
+    return peft_of(named, config)[0], logits
 
 
 def compare(found, expected):

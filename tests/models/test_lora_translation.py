@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from models.translation_models import config_of, parameters, torch_inputs, torch_model
 
-from xtremes_jax.models import Lora, abstract_model, flatten_params, is_factor, merge, split_params, unflatten_params
+from xtremes_jax.models import (
+    Lora,
+    abstract_model,
+    flatten_params,
+    is_factor,
+    merge,
+    merge_factors,
+    split_params,
+    to_huggingface,
+    unflatten_params,
+)
 from xtremes_jax.models.peft import to_peft
 from xtremes_jax.models.weights import write_tensor_file
 
@@ -30,7 +40,8 @@ def test_peft_translates_the_same(frozen, ragged_audio, rng, tmp_path):
     new = ("encoder.adapter.", "enc_to_dec_proj.", *(() if frozen == "decoder" else ("decoder.",)))
     trained = [name for name in params if is_factor(name) or name.startswith(new) or ".encoder_attn" in name]
     params |= {name: base[name] for name in base if name not in trained}
-    tensors, settings = to_peft(params, config, LORA, trained, "base")
+    ordinary = to_huggingface(unflatten_params(merge_factors(params, LORA)), config)
+    tensors, settings = to_peft(params, ordinary, config, LORA, trained, "base")
     write_tensor_file(tmp_path / "adapter_model.safetensors", tensors)
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     assert "attention.q_proj" in settings["target_modules"]  # q_proj alone would be the decoder's too

@@ -15,9 +15,9 @@ import numpy as np
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import tables
 from xtremes_jax.models.config_fields import shown
-from xtremes_jax.models.convert import IN_TRANSLATION, canonical_name, their_names_of_ours, to_huggingface
-from xtremes_jax.models.lora import Lora, adapted_maps, is_factor, merge_factors
-from xtremes_jax.models.model import AnyConfig, unflatten_params
+from xtremes_jax.models.convert import IN_TRANSLATION, canonical_name, their_names_of_ours
+from xtremes_jax.models.lora import Lora, adapted_maps, is_factor
+from xtremes_jax.models.model import AnyConfig
 from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE
 from xtremes_jax.models.weights import Tensors
 
@@ -37,12 +37,18 @@ _DRAWN_ONLY = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def to_peft(
-    params: Mapping[str, np.ndarray], config: AnyConfig, lora: Lora, trained: Iterable[str], base: str
+    params: Mapping[str, np.ndarray],
+    ordinary: Mapping[str, np.ndarray],
+    config: AnyConfig,
+    lora: Lora,
+    trained: Iterable[str],
+    base: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """An adapter of a trained model: its tensors, and the contents of its adapter_config.json.
 
     Args:
         params: of the model, by dotted name, the factors among them.
+        ordinary: tensors of the checkpoint that it is exported as.
         config: of the model.
         lora: how it was adapted.
         trained: dotted names of the parameters that were trained, factors or not.
@@ -58,10 +64,9 @@ def to_peft(
             for module, part in zip(modules, np.asarray(params[factor], np.float32), strict=True):
                 tensors[f"{_PREFIX}{module}{end}"] = np.ascontiguousarray(part.T)
     whole = [name for ours in trained if not is_factor(ours) for name in names.get(ours, ())]
-    ordinary = to_huggingface(unflatten_params(merge_factors(params, lora)), config)
     if tables.EMBEDDING in whole:  # the output is the same tensor in another module, which PEFT copies by itself
         whole.append(tables.TIED_OUTPUT)
-        ordinary[tables.TIED_OUTPUT] = ordinary[tables.EMBEDDING]
+        ordinary = {**ordinary, tables.TIED_OUTPUT: ordinary[tables.EMBEDDING]}
     tensors |= {f"{_PREFIX}{name}": ordinary[name] for name in whole}
     modules = {name.removesuffix(".weight") for ours in names.values() for name in ours if name.endswith(".weight")}
     return tensors, {
