@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import numpy as np
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -67,7 +68,7 @@ _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "mode
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
-EVAL_RESULTS = huggingface_hub.constants.EVAL_RESULTS_FOLDER
+EVAL_RESULTS = constants.EVAL_RESULTS_FOLDER
 """Folder of a model's scores for programs."""
 _PUSHED = (
     *CONFIG_FILES, "README.md", *_SAFETENSORS_FILES, ADAPTER_FILES[0], *_RESULT_FILES, f"{EVAL_RESULTS}/*.yaml",
