@@ -14,6 +14,8 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
+from xtremes_jax.hub import is_hub_id
+
 _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
     "resume_from_checkpoint".split()
