@@ -57,6 +57,14 @@ class _Failure(NamedTuple):
     reason: str
 
 
+class _Waiting(NamedTuple):
+    """The newest model that has been written, from then on."""
+
+    sending: Future
+    step: int
+    folder: Path
+
+
 class Uploads:
     """The uploads of one run, made by its first process, one at a time.
 
@@ -82,7 +90,7 @@ class Uploads:
         self._sender = ThreadPoolExecutor(1, "hub-sender")
         self._all_wait = training.hub_always_push or training.hub_strategy == "all_checkpoints"
         self._under_way: set[int] = set()
-        self._newest = 0
+        self._newest: _Waiting | None = None
         self._sent, self._passed_over, self._failed = 0, 0, list[_Failure]()
         self._had_bars = not are_progress_bars_disabled()
 
@@ -131,10 +139,19 @@ class Uploads:
     def _write(self, step: int, folder: Path, write: Callable[[Path], None]) -> None:
         try:
             write(folder)
-            self._newest = step
-            self._sender.submit(self._send, step, folder)
+            if not self._all_wait:
+                self._pass_over()
+            self._newest = _Waiting(self._sender.submit(self._send, step, folder), step, folder)
         except Exception as error:
             self._fail(step, error, folder)
+
+    def _pass_over(self) -> None:
+        """Drops the model that was the newest until now, unless its upload has begun: the disk has room for few."""
+        if self._newest is None or not self._newest.sending.cancel():
+            return
+        self._passed_over += 1
+        logger.info("The model of step %d is not uploaded: a newer one waits.", self._newest.step)
+        self._done_with(self._newest.step, self._newest.folder)
 
     def _add_checkpoint(self, folder: Path, step: int, checkpoints: Checkpoints) -> None:
         """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards."""
@@ -145,11 +162,6 @@ class Uploads:
 
     def _send(self, step: int, folder: Path) -> None:
         try:
-            if step != self._newest and not self._all_wait:
-                self._passed_over += 1
-                logger.info("The model of step %d is not uploaded: a newer one waits.", step)
-                self._done_with(step, folder)
-                return
             url = self._repository.send(
                 folder,
                 f"Training in progress, step {step}",
