@@ -5,12 +5,17 @@ The real client, against a small hub on this machine.
 
 import email.utils
 import json
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 from local_hub import LARGE_FILES_BY_HTTP, OWNER, PREPROCESSOR, TINY, TOKEN, running_hub, write_json
 
 from xtremes_jax import hub, upload
@@ -205,12 +210,32 @@ def test_nobody_there(server):
         repository(server).open(QUICK)
 
 
-def test_a_hub_that_never_answers_is_given_up_on(server, monkeypatch):
-    monkeypatch.setattr(upload, "_TIMEOUT_SECONDS", 0.2)
+def test_a_hub_that_never_answers_is_given_up_on(server):
+    before = huggingface_hub.get_session().timeout
     server.hold.clear()
     with pytest.raises(Unreachable, match="cannot be reached"):
-        repository(server).open(Patience(1, 0.01, 1))
+        repository(server).open(Patience(1, 0.01, 1, silence=0.2))
     server.hold.set()
+    assert huggingface_hub.get_session().timeout == before  # what else is asked of the hub has its own
+
+
+def test_a_hub_whose_machine_is_silent_is_given_up_on_soon(monkeypatch):
+    """As behind a firewall that drops packets: the queue of those that would connect is full here."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(upload, "_CONNECT_SECONDS", 0.2)
+    with socket.socket() as full, ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        where = repository(SimpleNamespace(endpoint=f"http://127.0.0.1:{full.getsockname()[1]}"))
+        begun = time.monotonic()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            where.open(Patience(1, 0.01, 1))
+        assert time.monotonic() - begun < 20
+    close_session()
 
 
 def test_offline_is_not_tried_again(monkeypatch):

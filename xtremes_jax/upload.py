@@ -10,6 +10,7 @@ import glob
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from xtremes_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_SECONDS = 300.0
-"""Of one answer of the hub; the client itself would wait for ever."""
+_CONNECT_SECONDS = 20.0
+"""Until a connection stands: where packets are dropped, the operating system would try for minutes."""
 _PASSING = {408, 409, 412, 425, 429}
 """Statuses below 500 that another try may not meet: timeouts, other commits under way, too many requests."""
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -31,15 +32,17 @@ _TOKENS = "https://huggingface.co/settings/tokens"
 class Patience(NamedTuple):
     """How long to try: `tries` in all, with `first` seconds after the first, twice as many after each later one.
 
-    The hub may ask for a longer pause, but for none longer than `longest` seconds.
+    The hub may ask for a longer pause, but for none longer than `longest` seconds. It may be silent for `silence`
+    seconds while it answers, or takes a file; the client itself would wait for ever.
     """
 
     tries: int
     first: float
     longest: float
+    silence: float = 300.0
 
 
-AT_START = Patience(tries=3, first=1.0, longest=10.0)
+AT_START = Patience(tries=3, first=1.0, longest=10.0, silence=30.0)
 LATER = Patience(tries=6, first=5.0, longest=600.0)
 
 
@@ -135,9 +138,9 @@ class Repository:
     def _persist(self, action: Callable[[], Any], patience: Patience, pause: Callable[[float], bool]) -> Any:
         wait = patience.first
         for tried in range(1, patience.tries + 1):
-            huggingface_hub.get_session().timeout = _TIMEOUT_SECONDS  # the client may have a new session by now
             try:
-                return action()
+                with _silence_ends(patience.silence):
+                    return action()
             except Exception as error:
                 reason = describe(error)
                 if not is_passing(error):
@@ -184,6 +187,18 @@ class Repository:
         except Exception:  # a second answer of a hub that has already said no
             return ""
         return f" It is a token of the account {account['name']} with the right: {role}."
+
+
+@contextmanager
+def _silence_ends(seconds: float) -> Iterator[None]:
+    """Context in which the client gives up on a connection that does not come about, or is silent for so long."""
+    session = huggingface_hub.get_session()  # the client may make a new one between two tries
+    before = session.timeout
+    session.timeout = (_CONNECT_SECONDS, seconds, seconds, seconds)  # to connect, read, write and get a connection
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
