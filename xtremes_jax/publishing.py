@@ -34,7 +34,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.export import card_facts, params_on_host, write_model
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.ahead import abstract
-from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.checkpoint import Checkpoints, damage_of_checkpoint
 from xtremes_jax.training.processes import from_first, is_first
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.upload import AT_START, LATER, Repository, Unreachable
@@ -154,11 +154,18 @@ class Uploads:
         self._done_with(self._newest.step, self._newest.folder)
 
     def _add_checkpoint(self, folder: Path, step: int, checkpoints: Checkpoints) -> None:
-        """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards."""
+        """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards.
+
+        Raises:
+            FileNotFoundError: the run has removed it before, or meanwhile: what a folder that goes away still lists may
+                be a part of it.
+        """
         while not checkpoints.is_complete(step):
             if self._over.wait(_POLL_SECONDS):
                 raise InterruptedError("the run ended before the checkpoint was on the disk")
         _link(checkpoints.directory / str(step), folder)
+        if (wrong := damage_of_checkpoint(epath.Path(folder), contents=False)) is not None:
+            raise FileNotFoundError(f"its checkpoint was removed while it was taken: {wrong}")
 
     def _send(self, step: int, folder: Path) -> None:
         try:
