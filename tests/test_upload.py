@@ -132,7 +132,8 @@ def test_a_folder_is_replaced(server, tmp_path):
         ("/commit", 403, "Make one with the right to write at https://huggingface.co/settings/tokens, or name a"),
         ("/lfs/", 403, "does not let the token write"),
         ("/auth-check/write", 403, "does not let the token write"),
-        ("/preupload", 400, "Nothing could be uploaded to someone/model: it answered 400"),
+        ("/preupload", 400, r"Nothing could be uploaded to someone/model: it answered 400\. The hub says: no$"),
+        ("/commit", 403, r"OWNER/NAME\. The hub says: no$"),  # as of a quota
     ],
 )
 def test_refusals_are_explained_at_once_and_without_the_token(server, run, part, status, message):

@@ -26,6 +26,8 @@ _CONNECT_SECONDS = 20.0
 """Until a connection stands: where packets are dropped, the operating system would try for minutes."""
 _PASSING = {408, 409, 412, 425, 429}
 """Statuses below 500 that another try may not meet: timeouts, other commits under way, too many requests."""
+_MOST_WORDS = 400
+"""Characters of what the hub says that a message repeats."""
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -157,27 +159,27 @@ class Repository:
                 wait *= 2
 
     def _refusal(self, error: BaseException, reason: str) -> str:
-        """Why the hub will not have it, and what to do."""
-        status = status_of(error)
+        """Why the hub will not have it, and what to do; with its own words, which may tell of a quota or of a card."""
+        status, words = status_of(error), _words_of(error)
         if status == 401:
             return (
                 f"The hub does not know the token (401) that {self.name} was to be written with. Copy it again from "
-                f"{_TOKENS} and give it with --hub_token, HF_TOKEN or `hf auth login`."
+                f"{_TOKENS} and give it with --hub_token, HF_TOKEN or `hf auth login`.{words}"
             )
         if status == 403:
             return (
                 f"The hub does not let the token write to {self.name} (403).{self._whose()} Make one with the right to "
-                f"write at {_TOKENS}, or name a repository of your own with --hub_model_id OWNER/NAME."
+                f"write at {_TOKENS}, or name a repository of your own with --hub_model_id OWNER/NAME.{words}"
             )
         if status == 404:
             return (
                 f"There is no {self.name} on the hub that the token may see (404).{self._whose()} Check --hub_model_id "
-                "OWNER/NAME: OWNER is your account, or an organization in which you may write."
+                f"OWNER/NAME: OWNER is your account, or an organization in which you may write.{words}"
             )
         if isinstance(error, HFValidationError):
             return f"--hub_model_id {self.name} can be no repository on the hub: {reason}"
         kind = "" if status is not None else f"{type(error).__name__}: "
-        return f"Nothing could be uploaded to {self.name}: {kind}{reason}."
+        return f"Nothing could be uploaded to {self.name}: {kind}{reason}.{words}"
 
     def _whose(self) -> str:
         """Of which account the token is and what it may do, as far as the hub says."""
@@ -211,6 +213,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def status_of(error: BaseException) -> int | None:
     """The hub's answer, if it has given one."""
     return next((link.response.status_code for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+
+
+def _words_of(error: BaseException) -> str:
+    """What the hub has said beside its status, as a sentence to be added; empty if that is nothing."""
+    answer = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+    words = " ".join((getattr(answer, "server_message", None) or "").split())
+    short = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
+    return f" The hub says: {short}" if short else ""
 
 
 def is_passing(error: BaseException) -> bool:
