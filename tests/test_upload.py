@@ -115,6 +115,22 @@ def test_a_folder_is_replaced(server, tmp_path):
 
 
 @LARGE_FILES_BY_HTTP
+@pytest.mark.parametrize("xet", [False, True])
+def test_what_was_of_another_model_goes(server, run, monkeypatch, xet):
+    """A sharded classifier takes the place of one that Transformers would prefer to it, and of its tokenizer."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    server.large = () if xet else (".safetensors",)
+    (run / "model.safetensors").rename(run / "model-00001-of-00001.safetensors")
+    write_json(run / "model.safetensors.index.json", {"weight_map": {}})
+    gone = {"model.safetensors", "vocab.json", "tokenizer_config.json", "adapter_config.json", "lora/config.json"}
+    kept = {".gitattributes", "LICENSE", "adapter.deu.safetensors", "checkpoints/4/state", "sub/config.json"}
+    server.repositories[f"{OWNER}/model"] = dict.fromkeys(gone | kept, b"old")
+    push(repository(server), run)
+    held = server.repositories[f"{OWNER}/model"]
+    assert held.keys() == kept | set(hub.files_to_push(run)) and held["config.json"] != b"old"
+
+
+@LARGE_FILES_BY_HTTP
 @pytest.mark.parametrize(
     ("part", "status", "message"),
     [

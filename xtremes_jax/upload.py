@@ -97,7 +97,9 @@ class Repository:
         patience: Patience,
         pause: Callable[[float], bool] = lambda seconds: time.sleep(seconds),
     ) -> str:
-        """Uploads files of a folder and returns the address of the commit.
+        """Uploads a model, files of a folder, and returns the address of the commit.
+
+        What the repository holds of another model would be loaded together with it, and goes (`hub.OF_ONE_MODEL`).
 
         Args:
             folder: on this machine.
@@ -118,7 +120,7 @@ class Repository:
                 folder_path=folder,
                 commit_message=message,
                 allow_patterns=[glob.escape(name) for name in files],
-                delete_patterns=None if replaces is None else [f"{replaces}/*"],
+                delete_patterns=[*hub.OF_ONE_MODEL, *(() if replaces is None else [f"{replaces}/*"])],
             )
             return commit.commit_url
 
