@@ -195,6 +195,11 @@ def test_the_pause_that_the_hub_asks_for_is_kept(server):
     server.passing = [("/create", 429, {"Retry_After": at})]
     repository(server).open(QUICK, pauses.append)
     assert 2 < pauses[1] <= 4
+    server.passing = [
+        ("/create", 429, {"RateLimit": '"api";r=0;t=3', "RateLimit_Policy": '"fixed window";"api";q=9;w=3'})
+    ]
+    repository(server).open(QUICK, pauses.append)
+    assert pauses.pop() == 4.0
     server.passing = [("/create", 429, {"Retry_After": "60"})]
     with pytest.raises(Unreachable, match="someone/model: it answered 429"):
         repository(server).open(QUICK, pauses.append)

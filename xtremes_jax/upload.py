@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
@@ -236,11 +237,17 @@ def is_passing(error: BaseException) -> bool:
 
 
 def asked_pause(error: BaseException) -> float:
-    """Seconds that the hub asks to wait for (`Retry-After`, in seconds or as a date); 0 if it asks for none."""
+    """Seconds that the hub asks to wait for, 0 if it asks for none: `Retry-After`, in seconds or as a date, or the rest
+    of the window in which there were too many requests (`RateLimit`)."""
     response = next((link.response for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
-    asked = "" if response is None else response.headers.get("Retry-After", "").strip()
+    if response is None:
+        return 0.0
+    asked = response.headers.get("Retry-After", "").strip()
     if asked.isdigit():
         return float(asked)
+    window = parse_ratelimit_headers(response.headers)
+    if not asked and window is not None and window.remaining == 0:
+        return float(window.reset_in_seconds) + 1.0  # it is told in whole seconds
     try:
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
     except (TypeError, ValueError):
