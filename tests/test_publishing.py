@@ -190,6 +190,16 @@ def test_a_checkpoint_that_is_removed_while_it_is_taken_is_not_uploaded(server, 
     uploads.close()
 
 
+def test_a_damaged_checkpoint_is_not_waited_for_at_the_end(server, folder, rng, caplog):
+    where = Slow(folder / "checkpoints")
+    where.is_complete = lambda step: False
+    uploads = uploads_of(folder, hub_strategy="checkpoint")
+    offer(uploads, 5, rng, where)
+    uploads.finish("The end")
+    assert "the checkpoint of step 5 is damaged" in caplog.text and summaries(server) == ["The end"]
+    uploads.close()
+
+
 def test_there_must_be_something_to_upload(server, tmp_path):
     with pytest.raises(InputError, match="holds no exported model, and without --do_train there will be none"):
         uploads_of(tmp_path, do_train=False)

@@ -83,7 +83,7 @@ class Uploads:
             training.hub_model_id or folder.resolve().name,
             token=training.hub_token, private=training.hub_private_repo,
         )  # fmt: skip
-        self._over = threading.Event()
+        self._over, self._all_saved = threading.Event(), threading.Event()
         # One thread each, so that steps come in their order; a checkpoint is taken before the run removes it.
         self._taker = ThreadPoolExecutor(1, "hub-taker")
         self._writer = ThreadPoolExecutor(1, "hub-writer")
@@ -158,11 +158,15 @@ class Uploads:
 
         Raises:
             FileNotFoundError: the run has removed it before, or meanwhile: what a folder that goes away still lists may
-                be a part of it.
+                be a part of it; or it is damaged.
         """
+        is_last_look = False
         while not checkpoints.is_complete(step):
             if self._over.wait(_POLL_SECONDS):
                 raise InterruptedError("the run ended before the checkpoint was on the disk")
+            if is_last_look:
+                raise FileNotFoundError(f"the checkpoint of step {step} is damaged: not all of it is on the disk")
+            is_last_look = self._all_saved.is_set()
         _link(checkpoints.directory / str(step), folder)
         if (wrong := damage_of_checkpoint(epath.Path(folder), contents=False)) is not None:
             raise FileNotFoundError(f"its checkpoint was removed while it was taken: {wrong}")
@@ -196,7 +200,11 @@ class Uploads:
         logger.error("The model of step %d was not uploaded, and the run goes on: %s", step, error)
 
     def finish(self, message: str) -> None:
-        """Waits for what is under way, uploads the finished run, and tells what has come of all uploads."""
+        """Waits for what is under way, uploads the finished run, and tells what has come of all uploads.
+
+        All checkpoints are on the disk by now.
+        """
+        self._all_saved.set()
         if self._under_way:
             logger.info("Waiting for the uploads of checkpoints to end.")
         for executor in (self._taker, self._writer, self._sender):  # each gives to the next
