@@ -48,15 +48,26 @@ training = SimpleNamespace(
     num_processes=None, process_id=None,
 )
 def run(arguments):
-    threading.Thread(target=threading.Event().wait, args=(120,)).start()  # as one that waits for a failed write
-    with open("/dev/full", "w") as file:
-        file.write("x")
-command.leave(command.run_command(lambda argv: SimpleNamespace(training=training), run, []))
+    threading.Thread(target=threading.Event().wait, args=(120,)).start()  # as one that waits for a write, or the hub
+    FAIL
+command.run_program(lambda: command.run_command(lambda argv: SimpleNamespace(training=training), run, []))
 """
 
 
+def ended(fail: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", ENDS.replace("FAIL", fail)], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_an_error_that_nobody_expected_waits_for_no_thread():
+    done = ended("raise KeyError('frames')")
+    assert done.returncode == 1 and done.stderr.rstrip().endswith("KeyError: 'frames'")
+    assert "Traceback (most recent call last)" in done.stderr
+
+
 def test_a_full_disk_ends_the_run_at_once_with_a_sentence():
-    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60)
+    done = ended("print('x', file=open('/dev/full', 'w'), flush=True)")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: No space left on device. Make room; the same command" in done.stderr
 

@@ -93,6 +93,12 @@ def test_local_paths_never_appear(tmp_path, monkeypatch):
     assert data.base_model is None and data.datasets is None
 
 
+def test_neither_machines_nor_buckets_are_named():
+    private = {"coordinator_address": "node7.example:8476", "process_id": 3, "checkpoint_dir": "gs://secret-bucket"}
+    text = changed(arguments=private | {"frontend_cache_dir": "/scratch/me", "num_processes": 4})
+    assert not any(word in text for word in ("node7", "process_id", "secret", "frontend")) and "num_processes" in text
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

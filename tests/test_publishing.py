@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from corpora import write_corpus
+from etils import epath
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from local_hub import LARGE_FILES_BY_HTTP, OWNER, PREPROCESSOR, TINY, TOKEN, running_hub
 from runs import flags, parameters
@@ -25,6 +26,7 @@ from xtremes_jax.arguments import TrainingArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.publishing import Uploads
 from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.sealing import seal
 from xtremes_jax.upload import Patience
 
 pytestmark = LARGE_FILES_BY_HTTP
@@ -95,7 +97,8 @@ def test_while_one_is_under_way_the_newest_waits(server, folder, rng, caplog, al
     for step in (2, 3, 4):
         offer(uploads, step, rng)
     assert time.monotonic() - begun < 1  # nobody waits for the hub
-    wait_until(lambda: uploads._newest == 4)
+    wait_until(lambda: uploads._newest.step == 4)
+    assert len(list(folder.glob(".export-*"))) == (4 if always else 2)  # what is passed over takes no room
     gate.set()
     uploads.finish("The end")
     steps = [1, 2, 3, 4] if always else [1, 4]
@@ -144,30 +147,56 @@ def test_a_run_that_ends_waits_for_nothing(server, folder, rng, caplog):
     uploads._sender.shutdown()
 
 
-def test_a_checkpoint_is_waited_for_and_linked(server, folder, rng, tmp_path):
+class Slow(Checkpoints):
+    """One checkpoint, which is complete at the third look."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.asked = directory, 0
+        for item in ("state", "progress"):
+            (directory / "5" / item / "d").mkdir(parents=True)
+            (directory / "5" / item / "d" / "data").write_bytes(b"weights")
+            seal(epath.Path(directory / "5" / item))
+
+    def is_complete(self, step):
+        self.asked += 1
+        return self.asked == 3
+
+
+def test_a_checkpoint_is_waited_for_and_linked(server, folder, rng):
     """It is on its way to the disk when its model is offered, and removed from there when it has been taken."""
-
-    class Slow(Checkpoints):
-        def __init__(self):
-            self.directory, self.asked = folder / "checkpoints", 0
-
-        def is_complete(self, step):
-            self.asked += 1
-            return self.asked == 3
-
-    where = Slow()
-    (where.directory / "5" / "state").mkdir(parents=True)
-    (where.directory / "5" / "state" / "data").write_bytes(b"weights")
+    where = Slow(folder / "checkpoints")
     uploads = uploads_of(folder, hub_strategy="checkpoint")
     gate = threading.Event()
     server.before_commit = lambda: gate.wait(60)
     offer(uploads, 5, rng, where)
-    wait_until(lambda: uploads._newest == 5)
+    wait_until(lambda: uploads._newest is not None)
     assert where.asked == 3
-    (where.directory / "5" / "state" / "data").unlink()
+    (where.directory / "5" / "state" / "d" / "data").unlink()
     gate.set()
     uploads.finish("The end")
-    assert server.repositories[NAME]["last-checkpoint/5/state/data"] == b"weights"
+    assert server.repositories[NAME]["last-checkpoint/5/state/d/data"] == b"weights"
+    uploads.close()
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_taken_is_not_uploaded(server, folder, rng, caplog):
+    where = Slow(folder / "checkpoints")
+    where.asked = 2
+    (where.directory / "5" / "state" / "d" / "data").unlink()  # after it was found complete
+    uploads = uploads_of(folder, hub_strategy="checkpoint")
+    offer(uploads, 5, rng, where)
+    uploads.finish("The end")
+    assert "its checkpoint was removed while it was taken: state/d/data is missing" in caplog.text
+    assert summaries(server) == ["The end"] and not list(folder.glob(".export-*"))
+    uploads.close()
+
+
+def test_a_damaged_checkpoint_is_not_waited_for_at_the_end(server, folder, rng, caplog):
+    where = Slow(folder / "checkpoints")
+    where.is_complete = lambda step: False
+    uploads = uploads_of(folder, hub_strategy="checkpoint")
+    offer(uploads, 5, rng, where)
+    uploads.finish("The end")
+    assert "the checkpoint of step 5 is damaged" in caplog.text and summaries(server) == ["The end"]
     uploads.close()
 
 

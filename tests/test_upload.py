@@ -5,12 +5,17 @@ The real client, against a small hub on this machine.
 
 import email.utils
 import json
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 from local_hub import LARGE_FILES_BY_HTTP, OWNER, PREPROCESSOR, TINY, TOKEN, running_hub, write_json
 
 from xtremes_jax import hub, upload
@@ -110,6 +115,22 @@ def test_a_folder_is_replaced(server, tmp_path):
 
 
 @LARGE_FILES_BY_HTTP
+@pytest.mark.parametrize("xet", [False, True])
+def test_what_was_of_another_model_goes(server, run, monkeypatch, xet):
+    """A sharded classifier takes the place of one that Transformers would prefer to it, and of its tokenizer."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    server.large = () if xet else (".safetensors",)
+    (run / "model.safetensors").rename(run / "model-00001-of-00001.safetensors")
+    write_json(run / "model.safetensors.index.json", {"weight_map": {}})
+    gone = {"model.safetensors", "vocab.json", "tokenizer_config.json", "adapter_config.json", "lora/config.json"}
+    kept = {".gitattributes", "LICENSE", "adapter.deu.safetensors", "checkpoints/4/state", "sub/config.json"}
+    server.repositories[f"{OWNER}/model"] = dict.fromkeys(gone | kept, b"old")
+    push(repository(server), run)
+    held = server.repositories[f"{OWNER}/model"]
+    assert held.keys() == kept | set(hub.files_to_push(run)) and held["config.json"] != b"old"
+
+
+@LARGE_FILES_BY_HTTP
 @pytest.mark.parametrize(
     ("part", "status", "message"),
     [
@@ -127,7 +148,8 @@ def test_a_folder_is_replaced(server, tmp_path):
         ("/commit", 403, "Make one with the right to write at https://huggingface.co/settings/tokens, or name a"),
         ("/lfs/", 403, "does not let the token write"),
         ("/auth-check/write", 403, "does not let the token write"),
-        ("/preupload", 400, "Nothing could be uploaded to someone/model: it answered 400"),
+        ("/preupload", 400, r"Nothing could be uploaded to someone/model: it answered 400\. The hub says: no$"),
+        ("/commit", 403, r"OWNER/NAME\. The hub says: no$"),  # as of a quota
     ],
 )
 def test_refusals_are_explained_at_once_and_without_the_token(server, run, part, status, message):
@@ -173,6 +195,11 @@ def test_the_pause_that_the_hub_asks_for_is_kept(server):
     server.passing = [("/create", 429, {"Retry_After": at})]
     repository(server).open(QUICK, pauses.append)
     assert 2 < pauses[1] <= 4
+    server.passing = [
+        ("/create", 429, {"RateLimit": '"api";r=0;t=3', "RateLimit_Policy": '"fixed window";"api";q=9;w=3'})
+    ]
+    repository(server).open(QUICK, pauses.append)
+    assert pauses.pop() == 4.0
     server.passing = [("/create", 429, {"Retry_After": "60"})]
     with pytest.raises(Unreachable, match="someone/model: it answered 429"):
         repository(server).open(QUICK, pauses.append)
@@ -205,12 +232,32 @@ def test_nobody_there(server):
         repository(server).open(QUICK)
 
 
-def test_a_hub_that_never_answers_is_given_up_on(server, monkeypatch):
-    monkeypatch.setattr(upload, "_TIMEOUT_SECONDS", 0.2)
+def test_a_hub_that_never_answers_is_given_up_on(server):
+    before = huggingface_hub.get_session().timeout
     server.hold.clear()
     with pytest.raises(Unreachable, match="cannot be reached"):
-        repository(server).open(Patience(1, 0.01, 1))
+        repository(server).open(Patience(1, 0.01, 1, silence=0.2))
     server.hold.set()
+    assert huggingface_hub.get_session().timeout == before  # what else is asked of the hub has its own
+
+
+def test_a_hub_whose_machine_is_silent_is_given_up_on_soon(monkeypatch):
+    """As behind a firewall that drops packets: the queue of those that would connect is full here."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(upload, "_CONNECT_SECONDS", 0.2)
+    with socket.socket() as full, ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        where = repository(SimpleNamespace(endpoint=f"http://127.0.0.1:{full.getsockname()[1]}"))
+        begun = time.monotonic()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            where.open(Patience(1, 0.01, 1))
+        assert time.monotonic() - begun < 20
+    close_session()
 
 
 def test_offline_is_not_tried_again(monkeypatch):

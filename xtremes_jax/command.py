@@ -78,6 +78,19 @@ def _end(status: int, text: str) -> int:
     return status
 
 
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Runs a program and leaves with its exit status, or after an error that nobody expected with its traceback and 1.
+
+    That goes through `leave` too: Python itself would wait for threads, such as one whose upload a dead hub holds up.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc(file=STDERR)
+        status = 1
+    leave(status)
+
+
 def leave(status: int) -> NoReturn:
     """Ends the process with an exit status; at once if it is not 0.
 

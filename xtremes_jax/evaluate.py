@@ -87,4 +87,4 @@ def _circumstances(arguments: Arguments, synthetic: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    command.run_program(main)

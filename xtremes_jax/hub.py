@@ -68,6 +68,10 @@ _SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "mode
 _PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 # Nothing else of an output directory leaves the machine: predictions, clip lists and logs hold transcripts and paths.
 _RESULT_FILES = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json")
+_ADAPTER_ALONE = tuple(f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS[0], *CONFIG_FILES))
+OF_ONE_MODEL = (*CONFIG_FILES, *_SAFETENSORS_FILES, ADAPTER_CONFIG, *ADAPTER_WEIGHTS, *_ADAPTER_ALONE)
+"""Patterns of the files that are loaded together: in a repository, those that an upload does not bring are of the model
+before it. Adapters of languages are not among them: a model may have many, each loaded by its name."""
 EVAL_RESULTS = constants.EVAL_RESULTS_FOLDER
 """Folder of a model's scores for programs."""
 _PUSHED = (
@@ -315,7 +319,7 @@ def files_to_push(directory: Path) -> list[str]:
     patterns = list(_PUSHED)
     adapter = Path(directory) / ADAPTER_FOLDER / ADAPTER_CONFIG
     if adapter.is_file() and is_hub_id(str(read_json_object(adapter).get("base_model_name_or_path"))):
-        patterns += [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS[0], *CONFIG_FILES)]
+        patterns += _ADAPTER_ALONE
     found = {path for pattern in patterns for path in Path(directory).glob(pattern) if path.is_file()}
     return sorted(path.relative_to(directory).as_posix() for path in found)
 

@@ -18,8 +18,9 @@ from xtremes_jax.hub import is_hub_id
 
 _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
-    "resume_from_checkpoint".split()
+    "resume_from_checkpoint checkpoint_dir frontend_cache_dir coordinator_address process_id".split()
 )
+"""Tokens, places on a machine or in somebody's bucket, and machines."""
 _PIPELINE_TAGS = {
     "ctc": "automatic-speech-recognition",
     "classification": "audio-classification",

@@ -371,4 +371,4 @@ def _with_rows(part: Part, rows: int) -> Part:
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    command.run_program(main)

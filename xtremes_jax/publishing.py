@@ -34,7 +34,7 @@ from xtremes_jax.errors import InputError
 from xtremes_jax.export import card_facts, params_on_host, write_model
 from xtremes_jax.starting import StartingPoint
 from xtremes_jax.training.ahead import abstract
-from xtremes_jax.training.checkpoint import Checkpoints
+from xtremes_jax.training.checkpoint import Checkpoints, damage_of_checkpoint
 from xtremes_jax.training.processes import from_first, is_first
 from xtremes_jax.training.state import TrainState
 from xtremes_jax.upload import AT_START, LATER, Repository, Unreachable
@@ -57,6 +57,14 @@ class _Failure(NamedTuple):
     reason: str
 
 
+class _Waiting(NamedTuple):
+    """The newest model that has been written, from then on."""
+
+    sending: Future
+    step: int
+    folder: Path
+
+
 class Uploads:
     """The uploads of one run, made by its first process, one at a time.
 
@@ -75,14 +83,14 @@ class Uploads:
             training.hub_model_id or folder.resolve().name,
             token=training.hub_token, private=training.hub_private_repo,
         )  # fmt: skip
-        self._over = threading.Event()
+        self._over, self._all_saved = threading.Event(), threading.Event()
         # One thread each, so that steps come in their order; a checkpoint is taken before the run removes it.
         self._taker = ThreadPoolExecutor(1, "hub-taker")
         self._writer = ThreadPoolExecutor(1, "hub-writer")
         self._sender = ThreadPoolExecutor(1, "hub-sender")
         self._all_wait = training.hub_always_push or training.hub_strategy == "all_checkpoints"
         self._under_way: set[int] = set()
-        self._newest = 0
+        self._newest: _Waiting | None = None
         self._sent, self._passed_over, self._failed = 0, 0, list[_Failure]()
         self._had_bars = not are_progress_bars_disabled()
 
@@ -131,25 +139,40 @@ class Uploads:
     def _write(self, step: int, folder: Path, write: Callable[[Path], None]) -> None:
         try:
             write(folder)
-            self._newest = step
-            self._sender.submit(self._send, step, folder)
+            if not self._all_wait:
+                self._pass_over()
+            self._newest = _Waiting(self._sender.submit(self._send, step, folder), step, folder)
         except Exception as error:
             self._fail(step, error, folder)
 
+    def _pass_over(self) -> None:
+        """Drops the model that was the newest until now, unless its upload has begun: the disk has room for few."""
+        if self._newest is None or not self._newest.sending.cancel():
+            return
+        self._passed_over += 1
+        logger.info("The model of step %d is not uploaded: a newer one waits.", self._newest.step)
+        self._done_with(self._newest.step, self._newest.folder)
+
     def _add_checkpoint(self, folder: Path, step: int, checkpoints: Checkpoints) -> None:
-        """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards."""
+        """Takes a checkpoint along as soon as all of it is on the disk; the run may remove its own afterwards.
+
+        Raises:
+            FileNotFoundError: the run has removed it before, or meanwhile: what a folder that goes away still lists may
+                be a part of it; or it is damaged.
+        """
+        is_last_look = False
         while not checkpoints.is_complete(step):
             if self._over.wait(_POLL_SECONDS):
                 raise InterruptedError("the run ended before the checkpoint was on the disk")
+            if is_last_look:
+                raise FileNotFoundError(f"the checkpoint of step {step} is damaged: not all of it is on the disk")
+            is_last_look = self._all_saved.is_set()
         _link(checkpoints.directory / str(step), folder)
+        if (wrong := damage_of_checkpoint(epath.Path(folder), contents=False)) is not None:
+            raise FileNotFoundError(f"its checkpoint was removed while it was taken: {wrong}")
 
     def _send(self, step: int, folder: Path) -> None:
         try:
-            if step != self._newest and not self._all_wait:
-                self._passed_over += 1
-                logger.info("The model of step %d is not uploaded: a newer one waits.", step)
-                self._done_with(step, folder)
-                return
             url = self._repository.send(
                 folder,
                 f"Training in progress, step {step}",
@@ -177,7 +200,11 @@ class Uploads:
         logger.error("The model of step %d was not uploaded, and the run goes on: %s", step, error)
 
     def finish(self, message: str) -> None:
-        """Waits for what is under way, uploads the finished run, and tells what has come of all uploads."""
+        """Waits for what is under way, uploads the finished run, and tells what has come of all uploads.
+
+        All checkpoints are on the disk by now.
+        """
+        self._all_saved.set()
         if self._under_way:
             logger.info("Waiting for the uploads of checkpoints to end.")
         for executor in (self._taker, self._writer, self._sender):  # each gives to the next

@@ -339,4 +339,4 @@ def train_results(report: FitReport, state: TrainState, course: Course, step: Co
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    command.run_program(main)

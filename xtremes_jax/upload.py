@@ -10,36 +10,42 @@ import glob
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from xtremes_jax import hub
 from xtremes_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_SECONDS = 300.0
-"""Of one answer of the hub; the client itself would wait for ever."""
+_CONNECT_SECONDS = 20.0
+"""Until a connection stands: where packets are dropped, the operating system would try for minutes."""
 _PASSING = {408, 409, 412, 425, 429}
 """Statuses below 500 that another try may not meet: timeouts, other commits under way, too many requests."""
+_MOST_WORDS = 400
+"""Characters of what the hub says that a message repeats."""
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 
 class Patience(NamedTuple):
     """How long to try: `tries` in all, with `first` seconds after the first, twice as many after each later one.
 
-    The hub may ask for a longer pause, but for none longer than `longest` seconds.
+    The hub may ask for a longer pause, but for none longer than `longest` seconds. It may be silent for `silence`
+    seconds while it answers, or takes a file; the client itself would wait for ever.
     """
 
     tries: int
     first: float
     longest: float
+    silence: float = 300.0
 
 
-AT_START = Patience(tries=3, first=1.0, longest=10.0)
+AT_START = Patience(tries=3, first=1.0, longest=10.0, silence=30.0)
 LATER = Patience(tries=6, first=5.0, longest=600.0)
 
 
@@ -92,7 +98,9 @@ class Repository:
         patience: Patience,
         pause: Callable[[float], bool] = lambda seconds: time.sleep(seconds),
     ) -> str:
-        """Uploads files of a folder and returns the address of the commit.
+        """Uploads a model, files of a folder, and returns the address of the commit.
+
+        What the repository holds of another model would be loaded together with it, and goes (`hub.OF_ONE_MODEL`).
 
         Args:
             folder: on this machine.
@@ -113,7 +121,7 @@ class Repository:
                 folder_path=folder,
                 commit_message=message,
                 allow_patterns=[glob.escape(name) for name in files],
-                delete_patterns=None if replaces is None else [f"{replaces}/*"],
+                delete_patterns=[*hub.OF_ONE_MODEL, *(() if replaces is None else [f"{replaces}/*"])],
             )
             return commit.commit_url
 
@@ -135,9 +143,9 @@ class Repository:
     def _persist(self, action: Callable[[], Any], patience: Patience, pause: Callable[[float], bool]) -> Any:
         wait = patience.first
         for tried in range(1, patience.tries + 1):
-            huggingface_hub.get_session().timeout = _TIMEOUT_SECONDS  # the client may have a new session by now
             try:
-                return action()
+                with _silence_ends(patience.silence):
+                    return action()
             except Exception as error:
                 reason = describe(error)
                 if not is_passing(error):
@@ -154,27 +162,27 @@ class Repository:
                 wait *= 2
 
     def _refusal(self, error: BaseException, reason: str) -> str:
-        """Why the hub will not have it, and what to do."""
-        status = status_of(error)
+        """Why the hub will not have it, and what to do; with its own words, which may tell of a quota or of a card."""
+        status, words = status_of(error), _words_of(error)
         if status == 401:
             return (
                 f"The hub does not know the token (401) that {self.name} was to be written with. Copy it again from "
-                f"{_TOKENS} and give it with --hub_token, HF_TOKEN or `hf auth login`."
+                f"{_TOKENS} and give it with --hub_token, HF_TOKEN or `hf auth login`.{words}"
             )
         if status == 403:
             return (
                 f"The hub does not let the token write to {self.name} (403).{self._whose()} Make one with the right to "
-                f"write at {_TOKENS}, or name a repository of your own with --hub_model_id OWNER/NAME."
+                f"write at {_TOKENS}, or name a repository of your own with --hub_model_id OWNER/NAME.{words}"
             )
         if status == 404:
             return (
                 f"There is no {self.name} on the hub that the token may see (404).{self._whose()} Check --hub_model_id "
-                "OWNER/NAME: OWNER is your account, or an organization in which you may write."
+                f"OWNER/NAME: OWNER is your account, or an organization in which you may write.{words}"
             )
         if isinstance(error, HFValidationError):
             return f"--hub_model_id {self.name} can be no repository on the hub: {reason}"
         kind = "" if status is not None else f"{type(error).__name__}: "
-        return f"Nothing could be uploaded to {self.name}: {kind}{reason}."
+        return f"Nothing could be uploaded to {self.name}: {kind}{reason}.{words}"
 
     def _whose(self) -> str:
         """Of which account the token is and what it may do, as far as the hub says."""
@@ -184,6 +192,18 @@ class Repository:
         except Exception:  # a second answer of a hub that has already said no
             return ""
         return f" It is a token of the account {account['name']} with the right: {role}."
+
+
+@contextmanager
+def _silence_ends(seconds: float) -> Iterator[None]:
+    """Context in which the client gives up on a connection that does not come about, or is silent for so long."""
+    session = huggingface_hub.get_session()  # the client may make a new one between two tries
+    before = session.timeout
+    session.timeout = (_CONNECT_SECONDS, seconds, seconds, seconds)  # to connect, read, write and get a connection
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -198,6 +218,14 @@ def status_of(error: BaseException) -> int | None:
     return next((link.response.status_code for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
+def _words_of(error: BaseException) -> str:
+    """What the hub has said beside its status, as a sentence to be added; empty if that is nothing."""
+    answer = next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
+    words = " ".join((getattr(answer, "server_message", None) or "").split())
+    short = words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
+    return f" The hub says: {short}" if short else ""
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether another try may succeed."""
     status = status_of(error)
@@ -209,11 +237,17 @@ def is_passing(error: BaseException) -> bool:
 
 
 def asked_pause(error: BaseException) -> float:
-    """Seconds that the hub asks to wait for (`Retry-After`, in seconds or as a date); 0 if it asks for none."""
+    """Seconds that the hub asks to wait for, 0 if it asks for none: `Retry-After`, in seconds or as a date, or the rest
+    of the window in which there were too many requests (`RateLimit`)."""
     response = next((link.response for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
-    asked = "" if response is None else response.headers.get("Retry-After", "").strip()
+    if response is None:
+        return 0.0
+    asked = response.headers.get("Retry-After", "").strip()
     if asked.isdigit():
         return float(asked)
+    window = parse_ratelimit_headers(response.headers)
+    if not asked and window is not None and window.remaining == 0:
+        return float(window.reset_in_seconds) + 1.0  # it is told in whole seconds
     try:
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
     except (TypeError, ValueError):

@@ -51,7 +51,9 @@ def fold(randomness: Randomness | None, purpose: int | Int[Array, ""]) -> Random
     return Randomness(rows=rows, shared=jax.random.fold_in(randomness.shared, purpose))
 
 
-def dropout(x: Float[Array, "batch *dims"], rate: float, randomness: Randomness | None) -> Float[Array, "batch *dims"]:
+def dropout(
+    x: Float[Array, " batch *dims"], rate: float, randomness: Randomness | None
+) -> Float[Array, " batch *dims"]:
     """Sets each element to 0 with probability `rate` and scales the rest by `1 / (1 - rate)`.
 
     What is drawn for an element depends on its place in the row's flattened `dims`: a longer first axis (more padding)

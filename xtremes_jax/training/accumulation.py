@@ -21,7 +21,7 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda a: jnp.swapaxes(a.reshape(a.shape[0] // count, count, *a.shape[1:]), 0, 1), batch)
 
 
-def join_micro_batches(parts: Shaped[Array, "count rows *rest"]) -> Shaped[Array, "batch *rest"]:
+def join_micro_batches(parts: Shaped[Array, "count rows *rest"]) -> Shaped[Array, " batch *rest"]:
     """The inverse of `split_micro_batches` for what a model gave for each row."""
     return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.training import processes
@@ -28,6 +29,11 @@ _SAVE_SECONDS = 6 * 3600
 
 _SEEN_WITHIN_SECONDS = 60.0
 """How long the file system of a network may take to show a process what another has made or removed."""
+
+
+def damage_of_checkpoint(folder: epath.Path, *, contents: bool) -> str | None:
+    """`sealing.damage` of all parts of one checkpoint, wherever it lies."""
+    return next(filter(None, (damage(folder / item, contents=contents) for item in _ITEMS)), None)
 
 
 class _Keep:
@@ -181,8 +187,7 @@ class Checkpoints:
         return processes.from_first(lambda: self._damage(step, contents))
 
     def _damage(self, step: int, contents: bool = True) -> str | None:
-        folder = self.directory / str(step)
-        return next(filter(None, (damage(folder / item, contents=contents) for item in _ITEMS)), None)
+        return damage_of_checkpoint(self.directory / str(step), contents=contents)
 
     def is_complete(self, step: int) -> bool:
         """Whether all of a checkpoint is on the disk; of this process alone, in any of its threads.
