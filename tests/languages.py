@@ -16,12 +16,12 @@ VOCABULARY = {
 
 
 def randomize(tensors, rng) -> None:
-    """Draws parameters of PyTorch anew, none of them 0 or 1."""
+    """Draws parameters of PyTorch anew, none of them 0 or 1; logits are of order 1 with them."""
     import torch
 
     for name, tensor in tensors:
         noise = torch.from_numpy(rng.standard_normal(tensor.shape).astype(np.float32))
-        noise = 0.3 * noise + (1.0 if name.endswith("norm.weight") else 0.0)
+        noise = (0.1 if name == "lm_head.weight" else 0.3) * noise + (1.0 if name.endswith("norm.weight") else 0.0)
         tensor.data.copy_(noise)
 
 

@@ -18,6 +18,7 @@ from xtremes_jax.arguments import ModelArguments, parse_arguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import is_of_language
 from xtremes_jax.starting import starting_point
+from xtremes_jax.upload import AT_START, Repository
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -197,7 +198,8 @@ def test_from_a_hub_comes_the_language_that_is_asked_for(checkpoint, tmp_path, m
 def test_a_push_takes_adapters_along(checkpoint, monkeypatch):
     with running_hub(monkeypatch) as server:
         server.large = ()  # all files go the same way
-        hub.push(checkpoint, repo_id="mine", token=TOKEN, private=None, commit_message="Mine", endpoint=server.endpoint)
+        repository = Repository("mine", token=TOKEN, private=None, endpoint=server.endpoint)
+        repository.send(checkpoint, "Mine", files=hub.files_to_push(checkpoint), patience=AT_START)
         sent = server.repositories[f"{OWNER}/mine"]
         assert sent["adapter.eng.safetensors"] == (checkpoint / "adapter.eng.safetensors").read_bytes()
         assert "adapter.fra.bin" not in sent
