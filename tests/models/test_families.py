@@ -36,6 +36,7 @@ from xtremes_jax.models import (
     unflatten_params,
 )
 from xtremes_jax.models.relative import by_distance
+from xtremes_jax.models.wav2vec2_conformer import biased
 from xtremes_jax.models.wavlm import distance_buckets
 
 torch = pytest.importorskip("torch")
@@ -257,3 +258,13 @@ def test_distances_are_laid_out(frames, rng):
 def test_what_cannot_be_is_refused(model_type, fields, message):
     with pytest.raises(InputError, match=message):
         config_from_huggingface({"model_type": model_type, **fields})
+
+
+def test_a_bias_of_queries_has_a_gradient_beyond_float16(rng):
+    query = jnp.asarray(rng.standard_normal((2, 500, 2, 3)), jnp.float16)
+    bias = jnp.asarray(rng.standard_normal((2, 3)), jnp.float32)
+    result, pull = jax.vjp(biased, query, bias)
+    np.testing.assert_array_equal(result, query + bias.astype(jnp.float16))
+    of_query, of_bias = pull(jnp.full(query.shape, 100.0, jnp.float16))
+    assert of_query.dtype == jnp.float16 and of_bias.dtype == jnp.float32
+    np.testing.assert_array_equal(of_bias, np.full((2, 3), 1e5))  # float16 ends at 65,504
