@@ -114,6 +114,12 @@ class Wav2Vec2BertConfig(Wav2Vec2ConformerConfig):
                 f"feature_projection_input_dim is {self.feature_projection_input_dim}; only {FEATURES} log-mel "
                 "features are implemented, which is what published models read."
             )
+        if not self.mask_padding:
+            raise InputError(
+                "The padding of w2v-BERT 2.0 is always masked: log-mel features have no silence that could be taken "
+                "for the clip's own. Leave out --mask_padding False, or set return_attention_mask to true in the "
+                "checkpoint's preprocessor_config.json (processor_config.json, if that holds it)."
+            )
         if self.adapter_act not in ACTIVATIONS:
             raise InputError(f"adapter_act is {shown(self.adapter_act)}; known are {', '.join(ACTIVATIONS)}.")
         if self.use_intermediate_ffn_before_adapter and not self.add_adapter:
