@@ -5,8 +5,10 @@ import pytest
 from local_hub import make_tokenizer, write_json
 
 from xtremes_jax import hub
+from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import new_preprocessor, read_preprocessor, write_processor
+from xtremes_jax.starting import configure, starting_point
 
 BERT = {"model_type": "wav2vec2-bert"}
 SETTINGS = {"padding_value": 1, "return_attention_mask": True, "sampling_rate": 16_000}
@@ -41,6 +43,17 @@ def test_what_a_model_does_not_read_is_refused(tmp_path, config, settings, messa
     write_json(tmp_path / "preprocessor_config.json", settings)
     with pytest.raises(InputError, match=message):
         read_preprocessor(tmp_path, config)
+
+
+def test_log_mel_features_of_an_unmasked_batch_are_refused(tmp_path):
+    """Their padding is no silence, and an odd frame at a clip's end would be half of a pair."""
+    write_json(tmp_path / "config.json", SHAPE)
+    write_json(tmp_path / "preprocessor_config.json", SETTINGS | {"return_attention_mask": False})
+    start = starting_point(ModelArguments(model_name_or_path=str(tmp_path)), weights=False)
+    for changes in ({}, {"mask_padding": None}, {"mask_padding": False}):
+        with pytest.raises(InputError, match="The padding of w2v-BERT 2.0 is always masked"):
+            configure(start, "ctc", changes)
+    assert configure(start, "ctc", {"mask_padding": True}).mask_padding
 
 
 def export(directory, model, **what):

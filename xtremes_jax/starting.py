@@ -260,7 +260,7 @@ def configure(start: StartingPoint, head: Head | None, changes: Mapping[str, Any
     """
     with _of(start.source):
         config = config_from_huggingface(start.config, head=head, normalize_waveform=_normalizes(start))
-    return _changed(_changed(config, _padding(start)), changes)
+    return _changed(config, _padding(start, changes))
 
 
 def configure_translator(
@@ -275,16 +275,15 @@ def configure_translator(
         with _of(start.source):
             config = TranslationConfig.from_huggingface(start.config, normalize_waveform=_normalizes(start))
         changed = _changed(config.decoder, decoder)
-        speech = _changed(_changed(config.encoder, _padding(start)), encoder)
+        speech = _changed(config.encoder, _padding(start, encoder))
         return dataclasses.replace(config, encoder=speech, decoder=changed)
     with _of(start.decoder.source):
         reader = DecoderConfig.from_huggingface(start.decoder.config)
     with _of(start.source):
         speech = config_from_huggingface(start.config, normalize_waveform=_normalizes(start))
     reader = _changed(reader, decoder)
-    speech = _changed(dataclasses.replace(speech, head=None), _padding(start))
     return TranslationConfig(
-        encoder=_changed(speech, encoder),
+        encoder=_changed(dataclasses.replace(speech, head=None), _padding(start, encoder)),
         decoder=reader,
         decoder_start_token_id=reader.decoder_start_token_id,
         eos_token_id=reader.eos_token_id,
@@ -339,9 +338,11 @@ def _normalizes(start: StartingPoint) -> bool:
     return bool(start.preprocessor.get("do_normalize", True))
 
 
-def _padding(start: StartingPoint) -> dict[str, bool]:
-    """Whether Transformers masks the padding of a batch for this checkpoint."""
-    return {"mask_padding": start.preprocessor.get("return_attention_mask", True)}
+def _padding(start: StartingPoint, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of an encoder's fields; where they do not say whether padding is masked, as the checkpoint has it."""
+    masks = changes.get("mask_padding")
+    masks = start.preprocessor.get("return_attention_mask", True) if masks is None else masks
+    return {**changes, "mask_padding": masks}
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:

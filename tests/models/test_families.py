@@ -36,6 +36,7 @@ from xtremes_jax.models import (
     unflatten_params,
 )
 from xtremes_jax.models.relative import by_distance
+from xtremes_jax.models.wav2vec2_conformer import biased
 from xtremes_jax.models.wavlm import distance_buckets
 
 torch = pytest.importorskip("torch")
@@ -244,6 +245,7 @@ def test_distances_are_laid_out(frames, rng):
         ("wav2vec2-bert", {"adapter_attn_dim": 16}, "adapter_attn_dim.*not implemented"),
         ("hubert", {"conv_pos_batch_norm": "yes"}, "conv_pos_batch_norm is 'yes'"),
         ("data2vec-audio", {"conv_pos_kernel_size": 0}, "conv_pos_kernel_size is 0"),
+        ("data2vec-audio", {"num_conv_pos_embeddings": 128}, "num_conv_pos_embeddings is 128; .* 64 at most"),
         ("wav2vec2-bert", {"feature_projection_input_dim": 80}, "feature_projection_input_dim is 80"),
         ("wav2vec2-bert", {"position_embeddings_type": "shaw"}, "position_embeddings_type is 'shaw'"),
         ("wav2vec2-bert", {"adapter_act": "tanh"}, "adapter_act is 'tanh'"),
@@ -257,3 +259,28 @@ def test_distances_are_laid_out(frames, rng):
 def test_what_cannot_be_is_refused(model_type, fields, message):
     with pytest.raises(InputError, match=message):
         config_from_huggingface({"model_type": model_type, **fields})
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_parts_that_a_family_lacks_cannot_be_asked_for(model_type):
+    """Transformers would not know them in an exported config.json; there they mean nothing, and are passed over."""
+    kind = FAMILIES[model_type].config
+    values = {"add_adapter": True, "do_stable_layer_norm": not kind.do_stable_layer_norm, "adapter_attn_dim": 16}
+    other_norm = {"group": "layer", "layer": "group"}[kind.feat_extract_norm]
+    values |= {"feat_extract_norm": other_norm, "conv_dim": (8,), "num_adapter_layers": 2}
+    for name in values.keys() & set(kind.lacking):
+        with pytest.raises(InputError, match=f"{name} is .*has no such part in Transformers"):
+            kind(**{name: values[name]})
+        if name not in kind.unsupported:
+            assert config_from_huggingface({"model_type": model_type, name: values[name]}) == kind()
+    assert config_from_huggingface({"model_type": model_type}) == kind()
+
+
+def test_a_bias_of_queries_has_a_gradient_beyond_float16(rng):
+    query = jnp.asarray(rng.standard_normal((2, 500, 2, 3)), jnp.float16)
+    bias = jnp.asarray(rng.standard_normal((2, 3)), jnp.float32)
+    result, pull = jax.vjp(biased, query, bias)
+    np.testing.assert_array_equal(result, query + bias.astype(jnp.float16))
+    of_query, of_bias = pull(jnp.full(query.shape, 100.0, jnp.float16))
+    assert of_query.dtype == jnp.float16 and of_bias.dtype == jnp.float32
+    np.testing.assert_array_equal(of_bias, np.full((2, 3), 1e5))  # float16 ends at 65,504

@@ -22,7 +22,13 @@ _RATES = (
 def check_config(config: Any) -> None:
     """Raises `InputError` where a field of a `ModelConfig` is of the wrong type or size, or two do not fit together."""
     for field in dataclasses.fields(config):
-        check_field(field, getattr(config, field.name))
+        value = getattr(config, field.name)
+        check_field(field, value)
+        if field.name in config.lacking and value != field.default:
+            raise InputError(
+                f"{field.name} is {shown(value)}, but {config.family} has no such part in Transformers, which could "
+                f"not load the model: it must stay {shown(field.default)}. Drop the setting, or choose another encoder."
+            )
     if not len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0:
         raise InputError(
             f"conv_dim {shown(config.conv_dim)}, conv_kernel {shown(config.conv_kernel)} and conv_stride "

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from xtremes_jax.errors import InputError
 from xtremes_jax.models.backbone import Backbone
 from xtremes_jax.models.config import LANGUAGE_ADAPTER, ModelConfig
+from xtremes_jax.models.config_fields import MOST_ITEMS
 from xtremes_jax.models.encoder import Encoder
 from xtremes_jax.models.layers import CONV_NORM_EPS, activate, normalize
 from xtremes_jax.models.masking import zero_unless
@@ -36,6 +38,14 @@ class Data2VecAudioConfig(ModelConfig):
     """Positional convolutions, one after the other."""
     conv_pos_kernel_size: int = 19
     """Kernel width of each, in frames."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_conv_pos_embeddings > MOST_ITEMS:
+            raise InputError(
+                f"num_conv_pos_embeddings is {self.num_conv_pos_embeddings}; here that is how many convolutions there "
+                f"are, {MOST_ITEMS} at most."
+            )
 
     @property
     def num_positional(self) -> int:

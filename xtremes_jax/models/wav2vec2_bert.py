@@ -109,15 +109,17 @@ class Wav2Vec2BertConfig(Wav2Vec2ConformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        front_end = Wav2Vec2BertConfig
         if self.feature_projection_input_dim != FEATURES:
             raise InputError(
                 f"feature_projection_input_dim is {self.feature_projection_input_dim}; only {FEATURES} log-mel "
                 "features are implemented, which is what published models read."
             )
-        for name in ("conv_dim", "conv_kernel", "conv_stride"):
-            if getattr(self, name) != getattr(front_end, name):
-                raise InputError(f"{name} is {shown(getattr(self, name))}; w2v-BERT 2.0 has no convolutions there.")
+        if not self.mask_padding:
+            raise InputError(
+                "The padding of w2v-BERT 2.0 is always masked: log-mel features have no silence that could be taken "
+                "for the clip's own. Leave out --mask_padding False, or set return_attention_mask to true in the "
+                "checkpoint's preprocessor_config.json (processor_config.json, if that holds it)."
+            )
         if self.adapter_act not in ACTIVATIONS:
             raise InputError(f"adapter_act is {shown(self.adapter_act)}; known are {', '.join(ACTIVATIONS)}.")
         if self.use_intermediate_ffn_before_adapter and not self.add_adapter:

@@ -33,7 +33,7 @@ from xtremes_jax.models.masking import (
 from xtremes_jax.models.naming import CONV, LINEAR, Rule, Transform, batch_norm, layers, norm
 from xtremes_jax.models.naming import linear as linear_names
 from xtremes_jax.models.positional import PositionalConvolution
-from xtremes_jax.models.products import multiply
+from xtremes_jax.models.products import multiply, spread
 from xtremes_jax.models.relative import by_distance
 from xtremes_jax.models.tables import BACKBONE
 
@@ -142,7 +142,7 @@ class ConformerAttention(nnx.Module):
         key, value = self.linear_k(seen).reshape(heads), self.linear_v(x).reshape(heads)
         bias = self.bias(query, places)
         if self.kind == "relative":
-            query = query + self.pos_bias_u[...].astype(query.dtype)
+            query = biased(query, self.pos_bias_u[...])
         mixed = attend(
             query, key, value, lengths, bias=bias, dropout_rate=self.config.attention_dropout, randomness=randomness
         )
@@ -156,8 +156,16 @@ class ConformerAttention(nnx.Module):
             return None
         waves = multiply(places.astype(query.dtype), self.linear_pos[...], query.dtype)
         waves = waves.reshape(waves.shape[0], *query.shape[2:])
-        asked = (query + self.pos_bias_v[...].astype(query.dtype)) * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+        asked = biased(query, self.pos_bias_v[...]) * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
         return by_distance(jnp.einsum("bqhd,phd->bhqp", asked, waves, preferred_element_type=jnp.float32))
+
+
+def biased(
+    query: Float[Array, "batch frames heads head_features"], bias: Float[Array, "heads head_features"]
+) -> Float[Array, "batch frames heads head_features"]:
+    """Queries and a float32 vector for each head, whose gradient is summed in float32 in any compute dtype."""
+    rows = query.reshape(*query.shape[:2], -1)
+    return (rows + spread(bias.reshape(-1), rows.shape, rows.dtype)).reshape(query.shape)
 
 
 def rotate(
