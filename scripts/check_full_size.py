@@ -29,6 +29,10 @@ _CONFORMER = _LARGE | _LAYER | {"model_type": "wav2vec2-conformer", "conv_bias":
 SHAPES: dict[str, dict[str, Any]] = {
     "wav2vec2-base": {"model_type": "wav2vec2"},
     "xls-r-300m": _LARGE | _LAYER | {"model_type": "wav2vec2", "conv_bias": True},
+    "mms-1b-all": _LARGE
+    | _LAYER
+    | {"model_type": "wav2vec2", "conv_bias": True, "adapter_attn_dim": 16}
+    | {"hidden_size": 1280, "num_hidden_layers": 48, "intermediate_size": 5120},
     "hubert-base": {"model_type": "hubert"},
     "hubert-large": _LARGE | _LAYER | {"model_type": "hubert", "conv_bias": True},
     "hubert-xlarge": _LARGE
