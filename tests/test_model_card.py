@@ -67,6 +67,18 @@ def test_synthetic_data_is_called_synthetic():
     assert "**The data is synthetic speech**" in text and "(synthetic speech), as the XTREME-S metric" in text
 
 
+@pytest.mark.parametrize(
+    ("languages", "codes", "said"),
+    [
+        (("fr.en", "zh-CN.en"), ["en", "fr", "zh"], "for speech translation into English (XTREME-S"),
+        (("en.de", "fr.en"), ["de", "en", "fr"], "for speech translation (XTREME-S"),
+    ],
+)
+def test_directions_of_translation(languages, codes, said):
+    text = changed(kind="translation", task="covost2", languages=languages, metrics={}, per_language={})
+    assert ModelCard(text).data.language == codes and said in text
+
+
 def test_a_run_without_results():
     text = changed(metrics={}, per_language={})
     assert ModelCard(text).data.eval_results is None and "## Results" not in text

@@ -299,6 +299,11 @@ def test_only_the_end_is_uploaded(server, corpus, tmp_path, capsys):
     assert "--push_to_hub: someone/model: it answered 503. The run begins without knowing" in capsys.readouterr().err
 
 
+def test_preparing_data_makes_no_repository(server, corpus, tmp_path):
+    assert train.main(command(corpus, tmp_path / "run", preprocessing_only=True)) == 0
+    assert not server.requests
+
+
 def test_a_token_without_the_right_stops_the_run_before_it_begins(server, corpus, tmp_path, capsys):
     server.role = "read"
     assert train.main(command(corpus, tmp_path / "run")) == 2

@@ -44,7 +44,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _WHAT = {
     "ctc": "A {} model for speech recognition",
     "classification": "A {} model for audio classification",
-    "translation": "A {} encoder and an mBART decoder for speech translation into English",
+    "translation": "A {} encoder and an mBART decoder for speech translation",
     "retrieval": "A {} model for speech retrieval",
 }
 _MOST_ROWS = 20
@@ -182,6 +182,8 @@ def _introduction(facts: CardFacts) -> str:
     parents = [f"`{_public(name)}`" for name in (facts.base_model, facts.decoder_model) if name]
     origin = f"fine-tuned from {' and '.join(parents)}" if parents else "trained from random weights"
     what = _WHAT[facts.kind].format(facts.family)
+    if facts.kind == "translation" and all(language.endswith(".en") for language in facts.languages):
+        what += " into English"
     text = f"# {_public(facts.model_name)}\n\n{what} (XTREME-S task `{facts.task}`), {origin} on "
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.languages:
@@ -286,7 +288,8 @@ def _public(value: object) -> str:
 
 
 def _language_codes(languages: Sequence[str]) -> list[str]:
-    """ISO 639 codes of XTREME-S languages, as the hub wants them: `fr_fr` and `fr-FR` are `fr`; other names are left to
-    the table of results."""
-    codes = {re.split(r"[_-]", language)[0].lower() for language in languages}
+    """ISO 639 codes of XTREME-S languages, as the hub wants them: `fr_fr` and `fr-FR` are `fr`, `fr.en` is `fr` and
+    `en`; other names are left to the table of results."""
+    names = [part for language in languages for part in language.split(".")]
+    codes = {re.split(r"[_-]", name)[0].lower() for name in names}
     return sorted(code for code in codes if re.fullmatch(r"[a-z]{2,3}", code) and code != "all")

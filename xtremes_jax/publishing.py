@@ -272,13 +272,13 @@ class Uploads:
 
 @contextmanager
 def uploading(arguments: Arguments, folder: Path, beat: Callable[[], None]) -> Iterator[Uploads | None]:
-    """Context of the uploads of a run; None where there are none to make: without `--push_to_hub`, and in processes
-    other than the first.
+    """Context of the uploads of a run; None where there are none to make: without `--push_to_hub`, with
+    `--preprocessing_only`, and in processes other than the first.
 
     Raises:
         InputError: in all processes, if the hub would refuse them.
     """
-    if not arguments.training.push_to_hub:
+    if not arguments.training.push_to_hub or arguments.data.preprocessing_only:
         yield None
         return
     uploads: list[Uploads] = []

@@ -18,16 +18,19 @@ from models.family_models import (
     torch_model,
     variant,
 )
+from models.translation_models import DECODER, parameters
 from safetensors.numpy import save_file
 
 from xtremes_jax.errors import InputError
 from xtremes_jax.models import (
     FAMILIES,
+    TranslationConfig,
     abstract_model,
     build_model,
     config_from_huggingface,
     decays,
     flatten_params,
+    from_encoder_and_decoder,
     from_huggingface,
     is_fixed,
     merge,
@@ -274,6 +277,25 @@ def test_parts_that_a_family_lacks_cannot_be_asked_for(model_type):
         if name not in kind.unsupported:
             assert config_from_huggingface({"model_type": model_type, name: values[name]}) == kind()
     assert config_from_huggingface({"model_type": model_type}) == kind()
+
+
+@pytest.mark.parametrize("name", ["conformer-rotary", "hubert-batch-norm"])
+def test_what_is_stored_beside_the_parameters_is_passed_over(name, random_params, rng):
+    """Counters of batches and constants: with and without the root of the names, and in an encoder to be joined."""
+    config = variant(name)
+    params = random_params(config, rng)
+    rooted = to_huggingface(params, config)
+    bare = {key.removeprefix(f"{config.root}."): value for key, value in rooted.items() if not key.startswith("lm_")}
+    joint = TranslationConfig(variant(name, None), DECODER, decoder_start_token_id=3)
+    drawn = to_huggingface(parameters(joint, rng), joint)
+    decoder = {key.removeprefix("decoder."): drawn[key] for key in drawn if key.startswith("decoder.")}
+    for encoder in (rooted, bare):
+        alone, report = from_huggingface(encoder, config)
+        assert not report.unexpected
+        joined, report = from_encoder_and_decoder(encoder, decoder, joint)
+        assert all(name.startswith("enc_to_dec_proj") for name in report.missing)
+        for found in (alone, joined):
+            jax.tree.map(np.testing.assert_array_equal, found["encoder"], params["encoder"])
 
 
 def test_a_bias_of_queries_has_a_gradient_beyond_float16(rng):

@@ -91,6 +91,13 @@ def _encoder(config: AnyConfig) -> ModelConfig:
     return config.encoder if isinstance(config, TranslationConfig) else config
 
 
+def is_implied(name: str, config: AnyConfig) -> bool:
+    """Whether a tensor, by its canonical name, is stored beside the parameters and none of them: a constant, or how
+    many batches a batch norm has seen."""
+    return name.endswith(BATCHES_SEEN) or name in _constants(config)
+
+
+@functools.cache
 def _constants(config: AnyConfig) -> dict[str, np.ndarray]:
     """Tensors that the configuration determines, under their Hugging Face names."""
     found = family_of(_encoder(config)).constants(_encoder(config))
@@ -172,8 +179,7 @@ def from_huggingface(
         InputError: a parameter is missing, a tensor is unknown, or a shape differs; the names are listed.
     """
     heads = () if isinstance(config, TranslationConfig) else HEADS
-    known = _constants(config)
-    held = [name for name in tensors if not name.endswith(BATCHES_SEEN) and name not in known]
+    held = [name for name in tensors if not is_implied(canonical_name(name, root_of(config)), config)]
     names = {canonical_name(name, root_of(config)): name for name in held}
     if len(names) < len(held):
         twice = sorted(set(held) - set(names.values()))

@@ -14,6 +14,7 @@ from xtremes_jax.models.convert import (
     canonical_name,
     check_tied,
     fill,
+    is_implied,
     newly_drawn,
     refuse,
     their_names,
@@ -59,7 +60,9 @@ def from_encoder_and_decoder(
         if canonical.split(".")[0] in (*HEADS, *PRETRAINING_LEFTOVERS):
             left_out.append(name)
         elif canonical.startswith(f"{root}."):
-            _add(readers, f"{IN_TRANSLATION}.{canonical.removeprefix(f'{root}.')}", encoder, name)
+            ours = f"{IN_TRANSLATION}.{canonical.removeprefix(f'{root}.')}"
+            if not is_implied(ours, config):
+                _add(readers, ours, encoder, name)
         else:
             refuse([], [name])
     embeddings = [name for name in _EMBEDDINGS if name in decoder]
