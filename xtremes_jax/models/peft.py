@@ -24,6 +24,7 @@ from xtremes_jax.models.weights import Tensors
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _LARGEST_RANK = 2**16
+_LARGEST_ALPHA = 2**32
 
 _PASSED_OVER = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
@@ -147,7 +148,7 @@ def read_settings(source: str, settings: Mapping[str, Any]) -> Adapter:
         if settings.get(name):
             raise refuse(name, "that is not implemented.")
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise InputError(
             f"{source}: adapter_config.json has base_model_name_or_path {shown(base)}, so nobody knows which model the "
             "adapter belongs to. Write its hub id or directory there."
@@ -155,9 +156,15 @@ def read_settings(source: str, settings: Mapping[str, Any]) -> Adapter:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
         raise InputError(f"{source}: adapter_config.json has r {shown(rank)}; a rank is a whole number from 1 on.")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise InputError(f"{source}: adapter_config.json has lora_alpha {shown(alpha)}, which is no finite number.")
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if type(alpha) not in (int, float) or not abs(alpha) <= _LARGEST_ALPHA:  # NaN compares false
+        raise InputError(
+            f"{source}: adapter_config.json has lora_alpha {shown(alpha)}, which is no number up to "
+            f"{_LARGEST_ALPHA:,}. Save the adapter again."
+        )
+    by_root = settings.get("use_rslora")
+    if by_root not in (None, True, False):
+        raise refuse("use_rslora", "it is either true or false.")
+    scale = alpha / (math.sqrt(rank) if by_root else rank)
     return Adapter(source, base, revision if isinstance(revision, str) else None, scale, rank)
 
 
@@ -228,16 +235,24 @@ def with_heads(config: Mapping[str, Any], held: Mapping[str, np.ndarray], archit
     """A base's `config.json` with the head that an adapter brings, as the shapes of its tensors say.
 
     Classes have no names in an adapter: a config.json beside it tells them.
+
+    Raises:
+        InputError: a head is no matrix.
     """
     changed = dict(config)
     for head, ending in (("lm_head", "ForCTC"), ("classifier", "ForSequenceClassification")):
         if f"{_PREFIX}{head}.weight" not in held:
             continue
-        size = int(held[f"{_PREFIX}{head}.weight"].shape[0])
+        weight = held[f"{_PREFIX}{head}.weight"]
+        if weight.ndim != 2 or not weight.size:  # a file of a few bytes can hold any number of empty rows
+            raise InputError(
+                f"The adapter's {head}.weight has shape {weight.shape}, which is that of no head. Save it again."
+            )
+        size = int(weight.shape[0])
         changed["architectures"] = [f"{architecture}{ending}"]
         if head == "lm_head":
             changed["vocab_size"] = size
-        elif len(changed.get("id2label") or ()) != size:
+        elif not isinstance(names := changed.get("id2label"), dict) or len(names) != size:
             changed["id2label"] = {str(index): f"LABEL_{index}" for index in range(size)}
             changed.pop("label2id", None)
     return changed
