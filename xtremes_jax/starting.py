@@ -366,12 +366,12 @@ def initial_params(
     if start.language is not None:
         tensors = with_language(tensors, start.language, config)
     params, report = from_huggingface(
-        tensors, config, seed=seed, replace_head=replace_head, new_adapters=_has_new_adapters(start)
+        tensors, config, seed=seed, replace_head=replace_head, new_adapters=has_new_adapters(start)
     )
     return flatten_params(params), report
 
 
-def _has_new_adapters(start: StartingPoint) -> bool:
+def has_new_adapters(start: StartingPoint) -> bool:
     """Whether adapters in the layers, where the model is to have any, are none of the checkpoint's."""
     is_new = start.language is not None and start.language.is_new
     return is_new or start.encoder_config.get(LANGUAGE_ADAPTER) is None
