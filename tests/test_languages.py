@@ -114,6 +114,29 @@ def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, 
     assert all(row["reference"] for row in rows(scored / "predictions.jsonl"))
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("targets", [("q_proj",), ("v_proj", "linear_1")], ids=str)
+def test_a_low_rank_adapter_brings_the_adapters_of_its_language(targets, checkpoint, corpus, tmp_path, rng):
+    """Those in the weights of its base are another language's."""
+    peft, output = pytest.importorskip("peft"), tmp_path / "run"
+    changes = dict(config_name=None, model_name_or_path=checkpoint, target_lang="fra", lora_rank=2, max_steps=2)
+    changes |= dict(do_eval=None, save_strategy="no", learning_rate=1e-2, freeze_feature_encoder=None)
+    asked = flags(corpus, output, "mls.all", **changes)
+    assert train.main([*asked, "--lora_targets", *targets]) == 0
+    clip = tone("abc d", rng)[None]
+    logits = [np.asarray(load_model(folder)(clip).logits[0]) for folder in (output, output / "lora")]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    base = transformers.Wav2Vec2ForCTC.from_pretrained(
+        checkpoint, vocab_size=len(VOCABULARY["fra"]), ignore_mismatched_sizes=True
+    )
+    adapted = peft.PeftModel.from_pretrained(base, output / "lora").eval()
+    inputs = transformers.AutoProcessor.from_pretrained(output)(
+        clip[0].astype(np.float32) / 32768, sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(logits[1], adapted(**inputs).logits[0].numpy(), atol=1e-5)
+
+
 def randomize_adapters(model, rng):
     from languages import randomize
 

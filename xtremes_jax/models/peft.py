@@ -42,7 +42,7 @@ def to_peft(
     ordinary: Mapping[str, np.ndarray],
     config: AnyConfig,
     lora: Lora,
-    trained: Iterable[str],
+    unlike_base: Iterable[str],
     base: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """An adapter of a trained model: its tensors, and the contents of its adapter_config.json.
@@ -52,19 +52,23 @@ def to_peft(
         ordinary: tensors of the checkpoint that it is exported as.
         config: of the model.
         lora: how it was adapted.
-        trained: dotted names of the parameters that were trained, factors or not.
+        unlike_base: dotted names of the parameters that the base does not hold as they are, factors or not; a map of
+            which both kernel and factors are among them is stored whole.
         base: hub id or directory of the checkpoint that it was trained from.
     """
     names = their_names_of_ours(config)
     tensors: dict[str, np.ndarray] = {}
     adapted: list[str] = []
+    unlike_base = set(unlike_base)
     for ours in adapted_maps(params):
+        if f"{ours}.kernel" in unlike_base:
+            continue
         modules = [name.removesuffix(".weight") for name in names[f"{ours}.kernel"]]
         adapted += modules
         for end, factor in ((_A, f"{ours}.lora_A"), (_B, f"{ours}.lora_B")):
             for module, part in zip(modules, np.asarray(params[factor], np.float32), strict=True):
                 tensors[f"{_PREFIX}{module}{end}"] = np.ascontiguousarray(part.T)
-    whole = [name for ours in trained if not is_factor(ours) for name in names.get(ours, ())]
+    whole = [name for ours in sorted(unlike_base) if not is_factor(ours) for name in names.get(ours, ())]
     if tables.EMBEDDING in whole:  # the output is the same tensor in another module, which PEFT copies by itself
         whole.append(tables.TIED_OUTPUT)
         ordinary = {**ordinary, tables.TIED_OUTPUT: ordinary[tables.EMBEDDING]}
