@@ -152,9 +152,9 @@ def starting_point(
 
 def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -> StartingPoint:
     config_name, source = model.config_name, model.model_name_or_path
+    if model.target_lang is not None:
+        check_name(model.target_lang)
     if source is not None:
-        if model.target_lang is not None:
-            check_name(model.target_lang)
         directory = hub.resolve_model(
             source, cache_dir=model.cache_dir, token=token, weights=weights, target_lang=model.target_lang
         )
