@@ -94,6 +94,7 @@ def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, 
     assert all(np.array_equal(written[name], after[name]) for name in written)
     assert json.loads((output / "vocab.json").read_text()) == {"fra": VOCABULARY["fra"]}
     assert json.loads((output / "config.json").read_text())["adapter_attn_dim"] == WIDTH
+    assert "of the language `fra` (`adapter.fra.safetensors`)" in (output / "README.md").read_text()
 
     ours = load_model(output)
     compare(ours, *in_transformers(output, "fra"), rng, 1e-5)
@@ -260,6 +261,9 @@ def test_what_is_not_there_is_said(checkpoint, tmp_path, rng):
         load_model(checkpoint, target_lang="frq")
     with pytest.raises(InputError, match="'../fra' is no name of a language"):
         load_model(checkpoint, target_lang="../fra")
+    for name in ("../fra", "f*a", "fr[a]", "f?a", "", ".", "fra\n", "f" * 101, "é"):
+        with pytest.raises(InputError, match="is no name of a language"):  # of random weights, too: it is written then
+            starting_point(ModelArguments(config_name="tiny", target_lang=name), trains=True)
     plain = write_checkpoint(tmp_path / "plain", rng, adapters=False)
     with pytest.raises(InputError, match="has no adapters of languages"):
         load_model(plain, target_lang="fra")

@@ -194,6 +194,7 @@ def card_facts(
             prepared.name: (len(prepared), int(prepared.num_samples.sum()) / SAMPLE_RATE / _SECONDS_PER_HOUR)
             for prepared in corpus.splits.values()
         },
+        target_lang=None if start.language is None else start.language.name,
         limited_to=_limit(corpus, role, most),
         curve=_curve(directory / METRICS, task.metrics, progress),
         best_step=None
