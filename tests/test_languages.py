@@ -138,6 +138,19 @@ def test_a_low_rank_adapter_brings_the_adapters_of_its_language(targets, checkpo
         np.testing.assert_allclose(logits[1], adapted(**inputs).logits[0].numpy(), atol=1e-5)
 
 
+def test_a_language_of_the_base_is_no_new_one_for_a_low_rank_adapter(checkpoint, tmp_path):
+    """The file of it lies beside the base; the adapter's own folder has none, which would make it a new language."""
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": str(checkpoint)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    for name in LANGUAGES:
+        with pytest.raises(InputError, match=f"target_lang {name}: .* is an adapter of .* which has that language"):
+            starting_point(
+                ModelArguments(model_name_or_path=str(tmp_path), target_lang=name), weights=False, trains=True
+            )
+    asked = ModelArguments(model_name_or_path=str(tmp_path), target_lang="xyz")
+    assert starting_point(asked, weights=False, trains=True).language.is_new
+
+
 def randomize_adapters(model, rng):
     from languages import randomize
 

@@ -121,6 +121,11 @@ def find_language(
     return Language(name, None, is_new=True)
 
 
+def has_language(directory: Path, name: str) -> bool:
+    """Whether a checkpoint has a vocabulary of a language, or a file of its adapters."""
+    return name in nested_languages(directory) or name in _adapters_in(directory)
+
+
 def _has(languages: Iterable[str]) -> str:
     languages = list(languages)
     return f"It has {listed(languages)}." if languages else "It has none of any language."

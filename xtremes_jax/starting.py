@@ -17,7 +17,14 @@ from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.data.subwords import first_token, holds_subword_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import has_preprocessor, new_preprocessor, read_preprocessor
-from xtremes_jax.languages import Language, check_name, check_new_width, find_language, with_language
+from xtremes_jax.languages import (
+    Language,
+    check_name,
+    check_new_width,
+    find_language,
+    has_language,
+    with_language,
+)
 from xtremes_jax.lora_directory import AdaptedBase, adapted_base
 from xtremes_jax.models import (
     DECODER_PRESETS,
@@ -179,6 +186,12 @@ def _with_adapters(start: StartingPoint, model: ModelArguments, *, weights: bool
         check_new_width(width, start.source, start.encoder_config)
     if name is None:
         return start
+    if start.adapted is not None and has_language(start.adapted.directory, name):
+        raise InputError(
+            f"target_lang {name}: {start.source} is an adapter of {start.adapted.adapter.base}, which has that "
+            "language in a file of its own; the two cannot be joined. Leave it out to go on with the language that the "
+            "adapter was trained in, or name the base alone."
+        )
     language = find_language(
         name,
         start.source,
