@@ -14,8 +14,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from xtremes_jax.hub import is_hub_id
-from xtremes_jax.models.weights import ADAPTER_FILES
+from xtremes_jax.hub import is_hub_id, language_file
 
 _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
@@ -191,7 +190,7 @@ def _introduction(facts: CardFacts) -> str:
         text += f" Languages: {', '.join(facts.languages)}."
     if facts.target_lang is not None:
         text += f" Adapters, head and vocabulary are those of the language `{facts.target_lang}`"
-        text += f" (`{ADAPTER_FILES[0].replace('*', facts.target_lang)}`)."
+        text += f" (`{language_file(facts.target_lang)}`)."
     if facts.progress:
         text += "\n\n**Training is in progress**: this is the model after step {} of {}.".format(*facts.progress)
     if facts.synthetic:

@@ -21,8 +21,8 @@ from xtremes_jax.languages import (
     Language,
     check_name,
     check_new_width,
+    check_not_of_base,
     find_language,
-    has_language,
     with_language,
 )
 from xtremes_jax.lora_directory import AdaptedBase, adapted_base
@@ -186,12 +186,8 @@ def _with_adapters(start: StartingPoint, model: ModelArguments, *, weights: bool
         check_new_width(width, start.source, start.encoder_config)
     if name is None:
         return start
-    if start.adapted is not None and has_language(start.adapted.directory, name):
-        raise InputError(
-            f"target_lang {name}: {start.source} is an adapter of {start.adapted.adapter.base}, which has that "
-            "language in a file of its own; the two cannot be joined. Leave it out to go on with the language that the "
-            "adapter was trained in, or name the base alone."
-        )
+    if start.adapted is not None:
+        check_not_of_base(name, start.source, start.adapted.adapter.base, start.adapted.directory)
     language = find_language(
         name,
         start.source,
