@@ -294,6 +294,10 @@ def test_what_is_not_there_is_said(checkpoint, tmp_path, rng):
     (copy / "vocab.json").write_text(json.dumps({"fra": VOCABULARY["fra"]}))
     with pytest.raises(InputError, match="no vocabulary of the language 'eng' .* those of fra"):
         load_model(copy, target_lang="eng")
+    (copy / "vocab.json").write_text(json.dumps({"\x1b[2Jfra": {}, "x" * 10**6: {}}))
+    with pytest.raises(InputError, match=r"those of '\\x1b\[2Jfra', 'x") as raised:
+        load_model(copy, target_lang="eng")
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
     (copy / "vocab.json").write_text(json.dumps(VOCABULARY["eng"]))
     with pytest.raises(InputError, match="the vocabulary of one language"):
         load_model(copy, target_lang="eng")
