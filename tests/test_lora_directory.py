@@ -99,12 +99,13 @@ def test_settings_that_are_refused(make, settings, words):
         ({"lm_head.weight": np.ones((2, 5), np.float32)}, "names begin with base_model.model."),
         ({f"{STEM}.lora_magnitude_vector": np.ones(3, np.float32)}, "no factor of a linear map"),
         ({"base_model.model.hubert.fc.weight": np.ones((2, 2), np.float32)}, "no place for: hubert.fc.weight"),
+        ({f"{STEM}.weight": np.ones((2, 2), np.float32)}, "q_proj.* and .*q_proj.*, which are one tensor of its base"),
         (
             {f"base_model.model.hubert.fc.lora_{end}.weight": np.ones((2, 2), np.float32) for end in "AB"},
             "adapts hubert.fc, which its base .* does not hold",
         ),
     ],
-    ids=["half", "shape", "prefix", "dora", "unknown", "absent"],
+    ids=["half", "shape", "prefix", "dora", "unknown", "twice", "absent"],
 )
 def test_tensors_that_are_refused(make, tensors, words):
     with pytest.raises(InputError, match=words):

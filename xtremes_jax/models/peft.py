@@ -19,7 +19,7 @@ from xtremes_jax.models.convert import IN_TRANSLATION, canonical_name, their_nam
 from xtremes_jax.models.lora import Lora, adapted_maps, is_factor
 from xtremes_jax.models.model import AnyConfig
 from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE
-from xtremes_jax.models.weights import Tensors
+from xtremes_jax.models.weights import Reader, Tensors
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -184,12 +184,19 @@ def merged_tensors(
         root: what the names of the base's encoder begin with, or lack (`ModelConfig.root`).
 
     Raises:
-        InputError: the adapter holds tensors that are none of an adapter's, or that its base has no place for; or a
-            factor lacks its other half.
+        InputError: the adapter holds tensors that are none of an adapter's, that its base has no place for, or two for
+            one place; or a factor lacks its other half.
     """
     source = adapter.source
     spelling = {canonical_name(name, root): name for name in base}
     readers = {name: partial(base.__getitem__, name) for name in base}
+    made_of: dict[str, str] = {}
+
+    def place(tensor: str, part: str, read: Reader) -> None:
+        if (other := made_of.setdefault(tensor, part)) != part:
+            raise InputError(f"{source} holds {shown(other)} and {shown(part)}, which are one tensor of its base.")
+        readers[tensor] = read
+
     for name in held:
         if not name.startswith(_PREFIX):
             raise InputError(f"{source} holds {shown(name)}; a PEFT adapter's names begin with {_PREFIX}.")
@@ -205,12 +212,12 @@ def merged_tensors(
                     f"{source} adapts {stem}, which its base {adapter.base} does not hold. Check "
                     "base_model_name_or_path in adapter_config.json."
                 )
-            readers[weight] = partial(_merged, adapter, held, stem, base, weight)
+            place(weight, stem, partial(_merged, adapter, held, stem, base, weight))
         elif "lora_" in module:
             raise InputError(f"{source} holds {shown(name)}, which is no factor of a linear map: it cannot be read.")
         else:
             whole = spelling.get(canonical_name(module, root), module)
-            readers[whole] = partial(held.__getitem__, name)
+            place(whole, module, partial(held.__getitem__, name))
     return Tensors(readers)
 
 
