@@ -101,11 +101,20 @@ def test_settings_that_are_refused(make, settings, words):
         ({"base_model.model.hubert.fc.weight": np.ones((2, 2), np.float32)}, "no place for: hubert.fc.weight"),
         ({f"{STEM}.weight": np.ones((2, 2), np.float32)}, "q_proj.* and .*q_proj.*, which are one tensor of its base"),
         (
+            {
+                f"base_model.model.hubert.feature_extractor.conv_layers.1.conv.lora_{end}.weight": np.ones(
+                    (2, 2, 2), np.float32
+                )
+                for end in "AB"
+            },
+            "adapts hubert.feature_extractor.conv_layers.1.conv, .* only factors of linear maps can be read",
+        ),
+        (
             {f"base_model.model.hubert.fc.lora_{end}.weight": np.ones((2, 2), np.float32) for end in "AB"},
             "adapts hubert.fc, which its base .* does not hold",
         ),
     ],
-    ids=["half", "shape", "prefix", "dora", "unknown", "twice", "absent"],
+    ids=["half", "shape", "prefix", "dora", "unknown", "twice", "convolution", "absent"],
 )
 def test_tensors_that_are_refused(make, tensors, words):
     with pytest.raises(InputError, match=words):

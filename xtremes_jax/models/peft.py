@@ -227,7 +227,13 @@ def _merged(
     """One matrix `[outputs, inputs]` of the base with its low-rank update, float32."""
     kernel = np.asarray(base[weight]).astype(np.float32)
     first, second = (np.asarray(held[f"{_PREFIX}{stem}{end}"]).astype(np.float64) for end in (_A, _B))
-    outputs, inputs = kernel.shape if kernel.ndim == 2 else (None, None)
+    if kernel.ndim != 2:
+        raise InputError(
+            f"{adapter.source} adapts {stem}, whose weights in {adapter.base} are {kernel.shape}: only factors of "
+            "linear maps can be read. Merge it into its base with PEFT (merge_and_unload, save_pretrained), and name "
+            "the result."
+        )
+    outputs, inputs = kernel.shape
     if first.shape != (adapter.rank, inputs) or second.shape != (outputs, adapter.rank):
         raise InputError(
             f"{adapter.source} has factors of {first.shape} and {second.shape} for {stem}, whose matrix in "
