@@ -67,6 +67,26 @@ def test_a_plan_counts_the_moments_of_what_is_trained(targets, tmp_path):
     assert make_optimization(arguments, network, 10).optimizer_bytes == 2 * 4 * count + 2 * 4
 
 
+@pytest.mark.parametrize("held", [None, 6])
+@pytest.mark.parametrize("frozen", ["--freeze_encoder", "--lora_rank"])
+def test_adapters_of_a_language_are_trained_where_they_are_new(frozen, held, tmp_path):
+    """In an encoder that else stays as it was: they were never trained."""
+    shape = dataclasses.replace(PRESETS["tiny"], do_stable_layer_norm=True, adapter_attn_dim=held)
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_huggingface()))
+    flags = ["--task", "minds14", "--adapter_attn_dim", "6", frozen, *(["2"] if frozen == "--lora_rank" else [])]
+    arguments = parse_arguments(["--model_name_or_path", str(tmp_path), "--output_dir", "x", "--do_train", *flags])
+    start = starting_point(arguments.model, weights=False, trains=True)
+    corpus = planned_corpus(arguments, start, ["1"], 1)
+    config = model_config(arguments, start, corpus)
+    of_report = [f"wav2vec2.encoder.layers.{layer}.adapter_layer.norm.weight" for layer in (0, 1)]
+    for missing in (None, of_report if held is None else ()):
+        network = outline(arguments, start, corpus, config, make_mesh(), missing)
+        place = network.trainable if held is None else network.frozen
+        adapters = {name for name in place if ".adapter_layer." in name and "lora" not in name}
+        assert len(adapters) == 6 and not network.late
+        assert "encoder.encoder.layers.attention.q_proj.kernel" in network.frozen
+
+
 def joined(*, adapter: bool, pretrained: bool = True) -> tuple:
     """A pretrained (or random) encoder and a pretrained decoder, not read, with an adapter between them."""
     encoder = dataclasses.replace(PRESETS["tiny"], add_adapter=adapter).to_huggingface()

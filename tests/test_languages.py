@@ -94,6 +94,7 @@ def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, 
     assert all(np.array_equal(written[name], after[name]) for name in written)
     assert json.loads((output / "vocab.json").read_text()) == {"fra": VOCABULARY["fra"]}
     assert json.loads((output / "config.json").read_text())["adapter_attn_dim"] == WIDTH
+    assert "of the language `fra` (`adapter.fra.safetensors`)" in (output / "README.md").read_text()
 
     ours = load_model(output)
     compare(ours, *in_transformers(output, "fra"), rng, 1e-5)
@@ -112,6 +113,42 @@ def test_a_known_language_is_trained_further(checkpoint, corpus, tmp_path, rng, 
     assert evaluate.main(asked) == 0
     assert json.loads((scored / "results.json").read_text())["target_lang"] == "fra"
     assert all(row["reference"] for row in rows(scored / "predictions.jsonl"))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("targets", [("q_proj",), ("v_proj", "linear_1")], ids=str)
+def test_a_low_rank_adapter_brings_the_adapters_of_its_language(targets, checkpoint, corpus, tmp_path, rng):
+    """Those in the weights of its base are another language's."""
+    peft, output = pytest.importorskip("peft"), tmp_path / "run"
+    changes = dict(config_name=None, model_name_or_path=checkpoint, target_lang="fra", lora_rank=2, max_steps=2)
+    changes |= dict(do_eval=None, save_strategy="no", learning_rate=1e-2, freeze_feature_encoder=None)
+    asked = flags(corpus, output, "mls.all", **changes)
+    assert train.main([*asked, "--lora_targets", *targets]) == 0
+    clip = tone("abc d", rng)[None]
+    logits = [np.asarray(load_model(folder)(clip).logits[0]) for folder in (output, output / "lora")]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    base = transformers.Wav2Vec2ForCTC.from_pretrained(
+        checkpoint, vocab_size=len(VOCABULARY["fra"]), ignore_mismatched_sizes=True
+    )
+    adapted = peft.PeftModel.from_pretrained(base, output / "lora").eval()
+    inputs = transformers.AutoProcessor.from_pretrained(output)(
+        clip[0].astype(np.float32) / 32768, sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(logits[1], adapted(**inputs).logits[0].numpy(), atol=1e-5)
+
+
+def test_a_language_of_the_base_is_no_new_one_for_a_low_rank_adapter(checkpoint, tmp_path):
+    """The file of it lies beside the base; the adapter's own folder has none, which would make it a new language."""
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": str(checkpoint)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    for name in LANGUAGES:
+        with pytest.raises(InputError, match=f"target_lang {name}: .* is an adapter of .* which has that language"):
+            starting_point(
+                ModelArguments(model_name_or_path=str(tmp_path), target_lang=name), weights=False, trains=True
+            )
+    asked = ModelArguments(model_name_or_path=str(tmp_path), target_lang="xyz")
+    assert starting_point(asked, weights=False, trains=True).language.is_new
 
 
 def randomize_adapters(model, rng):
@@ -237,6 +274,9 @@ def test_what_is_not_there_is_said(checkpoint, tmp_path, rng):
         load_model(checkpoint, target_lang="frq")
     with pytest.raises(InputError, match="'../fra' is no name of a language"):
         load_model(checkpoint, target_lang="../fra")
+    for name in ("../fra", "f*a", "fr[a]", "f?a", "", ".", "fra\n", "f" * 101, "é"):
+        with pytest.raises(InputError, match="is no name of a language"):  # of random weights, too: it is written then
+            starting_point(ModelArguments(config_name="tiny", target_lang=name), trains=True)
     plain = write_checkpoint(tmp_path / "plain", rng, adapters=False)
     with pytest.raises(InputError, match="has no adapters of languages"):
         load_model(plain, target_lang="fra")
@@ -254,6 +294,10 @@ def test_what_is_not_there_is_said(checkpoint, tmp_path, rng):
     (copy / "vocab.json").write_text(json.dumps({"fra": VOCABULARY["fra"]}))
     with pytest.raises(InputError, match="no vocabulary of the language 'eng' .* those of fra"):
         load_model(copy, target_lang="eng")
+    (copy / "vocab.json").write_text(json.dumps({"\x1b[2Jfra": {}, "x" * 10**6: {}}))
+    with pytest.raises(InputError, match=r"those of '\\x1b\[2Jfra', 'x") as raised:
+        load_model(copy, target_lang="eng")
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 1000
     (copy / "vocab.json").write_text(json.dumps(VOCABULARY["eng"]))
     with pytest.raises(InputError, match="the vocabulary of one language"):
         load_model(copy, target_lang="eng")

@@ -77,6 +77,10 @@ def test_a_base_without_a_root_in_its_names(make, tmp_path):
         ({"r": "2"}, "r '2'; a rank is"),
         ({"r": 3}, "rank 3: they do not belong together"),
         ({"lora_alpha": "much"}, "lora_alpha 'much'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan, which is no number up to"),
+        ({"lora_alpha": 10**400}, "lora_alpha 10.*, which is no number up to"),
+        ({"use_rslora": "false"}, "use_rslora 'false'; it is either true or false"),
+        ({"base_model_name_or_path": "~\0a"}, "so nobody knows which model"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path None, so nobody knows"),
         ({"base_model_name_or_path": "/absent"}, "is an adapter of /absent .* cannot be had: /absent does not exist"),
     ],
@@ -95,16 +99,42 @@ def test_settings_that_are_refused(make, settings, words):
         ({"lm_head.weight": np.ones((2, 5), np.float32)}, "names begin with base_model.model."),
         ({f"{STEM}.lora_magnitude_vector": np.ones(3, np.float32)}, "no factor of a linear map"),
         ({"base_model.model.hubert.fc.weight": np.ones((2, 2), np.float32)}, "no place for: hubert.fc.weight"),
+        ({f"{STEM}.weight": np.ones((2, 2), np.float32)}, "q_proj.* and .*q_proj.*, which are one tensor of its base"),
+        (
+            {
+                f"base_model.model.hubert.feature_extractor.conv_layers.1.conv.lora_{end}.weight": np.ones(
+                    (2, 2, 2), np.float32
+                )
+                for end in "AB"
+            },
+            "adapts hubert.feature_extractor.conv_layers.1.conv, .* only factors of linear maps can be read",
+        ),
         (
             {f"base_model.model.hubert.fc.lora_{end}.weight": np.ones((2, 2), np.float32) for end in "AB"},
             "adapts hubert.fc, which its base .* does not hold",
         ),
     ],
-    ids=["half", "shape", "prefix", "dora", "unknown", "absent"],
+    ids=["half", "shape", "prefix", "dora", "unknown", "twice", "convolution", "absent"],
 )
 def test_tensors_that_are_refused(make, tensors, words):
     with pytest.raises(InputError, match=words):
         load_model(make(None, tensors))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (10**9, 0)], ids=str)
+def test_a_head_that_is_no_matrix_is_refused(make, shape):
+    """The last one is a billion classes in no bytes."""
+    with pytest.raises(InputError, match="classifier.weight has shape .*, which is that of no head"):
+        load_model(make(None, {"base_model.model.classifier.weight": np.zeros(shape, np.float32)}))
+
+
+def test_names_of_classes_that_are_none_are_made_anew(make, tmp_path):
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"id2label": 5}))
+    head = {"classifier.weight": np.ones((3, config["classifier_proj_size"]), np.float32),
+            "classifier.bias": np.ones(3, np.float32)}  # fmt: skip
+    folder = make(None, {f"base_model.model.{name}": value for name, value in head.items()})
+    assert load_model(folder).label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 def test_an_adapter_of_two_halves_that_were_joined_in_its_run(make):

@@ -104,7 +104,7 @@ def test_the_folder_alone_is_scored_as_the_whole_is(trained, corpus, tmp_path):
     assert scored[0] == scored[1]
 
 
-def test_a_run_goes_on_from_its_checkpoint(trained, bases, corpus, tmp_path):
+def test_a_run_goes_on_from_its_checkpoint(trained, bases, corpus, tmp_path, capsys):
     output = tmp_path / "run"
     halves = dict(lora_alpha=6, save_strategy="steps", save_steps=2)
     assert train.main(lora(corpus, bases / "mls.all", output, "mls.all", **halves)) == 0
@@ -113,6 +113,9 @@ def test_a_run_goes_on_from_its_checkpoint(trained, bases, corpus, tmp_path):
     for folder in ("", "lora"):
         name = "model.safetensors" if not folder else "adapter_model.safetensors"
         assert (output / folder / name).read_bytes() == (trained / folder / name).read_bytes()
+    other = halves | dict(lora_alpha=12, max_steps=6)
+    assert train.main(lora(corpus, bases / "mls.all", output, "mls.all", **other)) == 2
+    assert "was trained with --lora_alpha 6.0, and this run has 12.0" in capsys.readouterr().err
 
 
 def test_further_training_starts_from_the_merged_model(trained, corpus, tmp_path, capsys):

@@ -53,6 +53,12 @@ def test_body():
     assert "synthetic" not in model_card(FACTS)
 
 
+def test_the_language_of_adapters_is_said():
+    text = changed(target_lang="azj-script_latin")
+    assert "vocabulary are those of the language `azj-script_latin` (`adapter.azj-script_latin.safetensors`)." in text
+    assert "Adapters" not in model_card(FACTS)
+
+
 def test_classification_from_random_weights():
     text = changed(kind="classification", task="minds14", metrics={"f1": 0.9}, per_language={}, base_model=None)
     assert ModelCard(text).data.pipeline_tag == "audio-classification"

@@ -49,6 +49,8 @@ def test_data_are_read_as_they_were_written(tmp_path):
         ({"task": "fleurs-asr", "language_group": "south_asian_sa"}, {"task": "fleurs-asr"}, False),
         ({"chars_to_ignore": "#"}, {}, False),
         ({}, {"dataset_name": "my/clips"}, False),
+        ({"target_lang": "fra"}, {"target_lang": "fra"}, True),
+        ({"target_lang": "fra"}, {"target_lang": "eng"}, False),
     ],
 )
 def test_scores_of_another_model_or_of_other_data_are_not_kept(tmp_path, first, second, kept):

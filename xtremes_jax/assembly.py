@@ -26,12 +26,14 @@ from xtremes_jax.models import (
     is_feature_encoder,
     is_fixed,
     is_language_adapter,
+    language_part,
     newly_drawn,
     split_params,
 )
 from xtremes_jax.starting import (
     StartingPoint,
     generation_config,
+    has_new_adapters,
     initial_params,
 )
 from xtremes_jax.together import check_same_parameters
@@ -157,9 +159,14 @@ def _lora(arguments: Arguments, start: StartingPoint) -> Lora | None:
 
 
 def _new_parts(start: StartingPoint, config: ModelConfig | TranslationConfig) -> tuple[str, ...]:
-    """What a pretrained model of this configuration lacks, of the parts that `_is_frozen` asks for: an adapter that it
+    """What a pretrained model of this configuration lacks, of the parts that `_is_frozen` asks for: adapters that it
     did not have. Decoders are taken to have their cross-attention, as those of mBART have."""
-    if not isinstance(config, TranslationConfig) or start.is_joint or start.directory is None:
+    if start.directory is None:
+        return ()
+    if not isinstance(config, TranslationConfig):
+        is_new = config.has_language_adapters and has_new_adapters(start)
+        return tuple(name for name in language_part(config) if is_language_adapter(name)) if is_new else ()
+    if start.is_joint:
         return ()
     new = config.encoder.add_adapter and not start.encoder_config.get("add_adapter")
     return ("encoder.adapter.",) if new else ()
@@ -194,9 +201,16 @@ def _is_frozen(name: str, model: ModelArguments, missing: Sequence[str]) -> bool
 
 
 def _is_of_encoder(name: str, missing: Sequence[str]) -> bool:
-    """Whether a parameter is one of the encoder's; an adapter that the checkpoint lacks counts with the decoder."""
-    is_new_adapter = name.startswith("encoder.adapter.") and any(new.startswith("encoder.adapter.") for new in missing)
-    return name.startswith("encoder.") and not is_new_adapter
+    """Whether a parameter is one of the encoder's; adapters that the checkpoint lacks count with head or decoder."""
+    is_new = any(
+        is_adapter(name) and any(map(is_adapter, missing)) for is_adapter in (_is_length_adapter, is_language_adapter)
+    )
+    return name.startswith("encoder.") and not is_new
+
+
+def _is_length_adapter(name: str) -> bool:
+    """Whether a parameter is of the convolutions behind an encoder in translation, by either name."""
+    return name.startswith("encoder.adapter.")
 
 
 def _warn_of_frozen_randomness(model: ModelArguments, start: StartingPoint, names: Iterable[str]) -> None:

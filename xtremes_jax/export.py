@@ -19,7 +19,7 @@ from xtremes_jax.corpus import Corpus
 from xtremes_jax.data.characters import CharacterTokenizer
 from xtremes_jax.evaluation.report import read_lines, write_json
 from xtremes_jax.model_card import CardFacts, eval_results, model_card
-from xtremes_jax.models import TranslationConfig, merge_factors, to_huggingface, unflatten_params
+from xtremes_jax.models import TranslationConfig, is_language_adapter, merge_factors, to_huggingface, unflatten_params
 from xtremes_jax.models.families import config_class_of
 from xtremes_jax.models.peft import to_peft
 from xtremes_jax.models.weights import write_tensor_file
@@ -99,7 +99,10 @@ def _write_adapter(
 
     With it go the small files of the model, so that the folder says by itself what its outputs stand for.
     """
-    tensors, settings = to_peft(params, ordinary, network.config, network.lora, network.trainable, start.source)
+    # The weights of the base are those of another language than the one that was asked for.
+    of_language = [name for name in params if start.language is not None and is_language_adapter(name)]
+    unlike_base = [*network.trainable, *of_language]
+    tensors, settings = to_peft(params, ordinary, network.config, network.lora, unlike_base, start.source)
     folder = directory / hub.ADAPTER_FOLDER
     folder.mkdir(exist_ok=True)
     write_tensor_file(folder / hub.ADAPTER_WEIGHTS[0], tensors)
@@ -191,6 +194,7 @@ def card_facts(
             prepared.name: (len(prepared), int(prepared.num_samples.sum()) / SAMPLE_RATE / _SECONDS_PER_HOUR)
             for prepared in corpus.splits.values()
         },
+        target_lang=None if start.language is None else start.language.name,
         limited_to=_limit(corpus, role, most),
         curve=_curve(directory / METRICS, task.metrics, progress),
         best_step=None

@@ -264,7 +264,7 @@ def export(
         write_safetensors(directory, tensors)
         if target_lang is not None:
             part = {name: tensors[name] for name in tensors if is_of_language(name)}
-            write_tensor_file(staging / ADAPTER_FILES[0].replace("*", target_lang), part)
+            write_tensor_file(staging / language_file(target_lang), part)
         written = sorted(path.name for path in staging.iterdir())
         for name in written:
             os.replace(staging / name, directory / name)
@@ -274,6 +274,11 @@ def export(
             (directory / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(staging)
+
+
+def language_file(name: str) -> str:
+    """What the file with a language's adapters and head is called that `export` writes."""
+    return ADAPTER_FILES[0].replace("*", name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -121,6 +121,16 @@ def find_language(
     return Language(name, None, is_new=True)
 
 
+def check_not_of_base(name: str, source: str, base: str, directory: Path) -> None:
+    """Raises `InputError` where a low-rank adapter's base, which lies in `directory`, has a language of this name."""
+    if name in nested_languages(directory) or name in _adapters_in(directory):
+        raise InputError(
+            f"target_lang {name}: {source} is an adapter of {base}, which has that language in a file of its own; the "
+            "two cannot be joined. Leave it out to go on with the language that the adapter was trained in, or name "
+            "the base alone."
+        )
+
+
 def _has(languages: Iterable[str]) -> str:
     languages = list(languages)
     return f"It has {listed(languages)}." if languages else "It has none of any language."

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from xtremes_jax.hub import is_hub_id
+from xtremes_jax.hub import is_hub_id, language_file
 
 _PRIVATE_ARGUMENTS = frozenset(
     "hub_token token use_auth_token push_to_hub_token output_dir cache_dir data_dir logging_dir compilation_cache_dir "
@@ -83,6 +83,8 @@ class CardFacts:
     """What people call it."""
     clips: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Split -> its clips that were used, and their hours."""
+    target_lang: str | None = None
+    """The language whose adapters and head the model has, as their file is called."""
     limited_to: int | None = None
     """Clips of the scored split, where it was cut to so many."""
     curve: Sequence[Mapping[str, float]] = ()
@@ -188,6 +190,9 @@ def _introduction(facts: CardFacts) -> str:
     text += f"`{_data_name(facts)}` (`{facts.dataset_config_name}`) with xtremes_jax. It takes mono audio at 16 kHz."
     if facts.languages:
         text += f" Languages: {', '.join(facts.languages)}."
+    if facts.target_lang is not None:
+        text += f" Adapters, head and vocabulary are those of the language `{facts.target_lang}`"
+        text += f" (`{language_file(facts.target_lang)}`)."
     if facts.progress:
         text += "\n\n**Training is in progress**: this is the model after step {} of {}.".format(*facts.progress)
     if facts.synthetic:

@@ -1,5 +1,6 @@
 """A vocabulary of many languages, `{language: {token: id}}` in vocab.json, as MMS has it: one language's part of it."""
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ _CONFIG = "tokenizer_config.json"
 _OF_ANOTHER_LANGUAGE = "added_tokens_decoder"
 """Key of tokenizer_config.json: ids of tokens in the language that the file was saved in."""
 _SHOWN = 12
+_LONGEST = 100
+"""Of a language's name that is shown as it is: as long as `languages.check_name` takes."""
 
 
 def nested_languages(directory: Path) -> list[str]:
@@ -28,7 +31,9 @@ def nested_languages(directory: Path) -> list[str]:
 def listed(languages: list[str]) -> str:
     """Languages for a message: the first of them, and how many more."""
     more = len(languages) - _SHOWN
-    return ", ".join(sorted(languages)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    # A file that somebody made may hold any text for a name.
+    names = (name if name.isprintable() and len(name) <= _LONGEST else shown(name) for name in sorted(languages))
+    return ", ".join(itertools.islice(names, _SHOWN)) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from xtremes_jax.arguments import Arguments, describe
+from xtremes_jax.arguments import Arguments, ModelArguments, describe
 from xtremes_jax.assembly import Network
 from xtremes_jax.corpus import Corpus, SkippedClips
 from xtremes_jax.course import Course
@@ -24,7 +24,8 @@ def resume(
     The course's `best` is filled in, and so are the clips that were left out by then.
 
     Raises:
-        InputError: the checkpoint was trained on another vocabulary, other classes or another language's adapters.
+        InputError: the checkpoint was trained on another vocabulary, other classes or another language's adapters, or
+            with low-rank factors that counted otherwise.
     """
     source, step, checkpoints, best = course.source, course.begin, course.checkpoints, course.best
     if source is None:
@@ -38,12 +39,7 @@ def resume(
             f"The checkpoint {source.directory / str(step)} was trained on another vocabulary or other classes than "
             "the splits of this run give. Use the same data and splits, or another --output_dir."
         )
-    before = progress["arguments"].get("target_lang")
-    if before != arguments.model.target_lang:
-        raise InputError(
-            f"The checkpoint {source.directory / str(step)} was trained with --target_lang {before}, and this run has "
-            f"{arguments.model.target_lang}. Give the same, or another --output_dir."
-        )
+    _check_same_model(arguments.model, progress["arguments"], f"{source.directory / str(step)}")
     _warn_of_another_order(arguments, progress)
     checkpoints.delete_after(step)
     skipped.go_on(progress["skipped"])
@@ -56,6 +52,16 @@ def resume(
     elif same_metric:
         best.step, best.score = progress["best"]["step"], progress["best"]["score"]
     return state, Note(**progress["loop"])
+
+
+def _check_same_model(model: ModelArguments, before: dict[str, Any], checkpoint: str) -> None:
+    """Raises `InputError` for flags that make another model of the same parameters."""
+    for name in ("target_lang", *(["lora_alpha"] if model.lora_rank is not None else [])):
+        if before.get(name) != getattr(model, name):
+            raise InputError(
+                f"The checkpoint {checkpoint} was trained with --{name} {before.get(name)}, and this run has "
+                f"{getattr(model, name)}. Give the same, or another --output_dir."
+            )
 
 
 def _best_is_gone(step: int | None, course: Course) -> str | None:

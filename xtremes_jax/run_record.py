@@ -59,6 +59,7 @@ def write_record(
         "key_language": selection.key_language,
         "distractors": _distractors(data),
         "model": arguments.model.model_name_or_path or arguments.model.config_name,
+        "target_lang": arguments.model.target_lang,
         "trained": arguments.training.do_train,
         "synthetic": corpus.synthetic,
         "primary_metrics": list(selection.task.metrics),
@@ -72,7 +73,7 @@ def write_record(
 
 _SAME = (
     "format task dataset config language language_group target_column chars_to_ignore key_language distractors model "
-    "synthetic"
+    "target_lang synthetic"
 ).split()
 """What two runs have in common whose scores may stand in one record."""
 
@@ -80,6 +81,7 @@ _SAME = (
 def _kept(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The scores of an earlier record that are of the same model and data as the new one's."""
     scores = before.get("scores")
+    before = {"target_lang": None} | before  # which records did not always name
     if not isinstance(scores, dict) or any(name not in before or before[name] != record[name] for name in _SAME):
         return {}
     return {role: scores[role] for role in _ROLES if role in scores}

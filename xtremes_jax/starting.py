@@ -17,7 +17,14 @@ from xtremes_jax.arguments import ModelArguments
 from xtremes_jax.data.subwords import first_token, holds_subword_tokenizer
 from xtremes_jax.errors import InputError
 from xtremes_jax.feature_extractors import has_preprocessor, new_preprocessor, read_preprocessor
-from xtremes_jax.languages import Language, check_name, check_new_width, find_language, with_language
+from xtremes_jax.languages import (
+    Language,
+    check_name,
+    check_new_width,
+    check_not_of_base,
+    find_language,
+    with_language,
+)
 from xtremes_jax.lora_directory import AdaptedBase, adapted_base
 from xtremes_jax.models import (
     DECODER_PRESETS,
@@ -152,9 +159,9 @@ def starting_point(
 
 def _encoder_or_joint(model: ModelArguments, token: str | None, weights: bool) -> StartingPoint:
     config_name, source = model.config_name, model.model_name_or_path
+    if model.target_lang is not None:
+        check_name(model.target_lang)
     if source is not None:
-        if model.target_lang is not None:
-            check_name(model.target_lang)
         directory = hub.resolve_model(
             source, cache_dir=model.cache_dir, token=token, weights=weights, target_lang=model.target_lang
         )
@@ -179,6 +186,8 @@ def _with_adapters(start: StartingPoint, model: ModelArguments, *, weights: bool
         check_new_width(width, start.source, start.encoder_config)
     if name is None:
         return start
+    if start.adapted is not None:
+        check_not_of_base(name, start.source, start.adapted.adapter.base, start.adapted.directory)
     language = find_language(
         name,
         start.source,
@@ -366,12 +375,12 @@ def initial_params(
     if start.language is not None:
         tensors = with_language(tensors, start.language, config)
     params, report = from_huggingface(
-        tensors, config, seed=seed, replace_head=replace_head, new_adapters=_has_new_adapters(start)
+        tensors, config, seed=seed, replace_head=replace_head, new_adapters=has_new_adapters(start)
     )
     return flatten_params(params), report
 
 
-def _has_new_adapters(start: StartingPoint) -> bool:
+def has_new_adapters(start: StartingPoint) -> bool:
     """Whether adapters in the layers, where the model is to have any, are none of the checkpoint's."""
     is_new = start.language is not None and start.language.is_new
     return is_new or start.encoder_config.get(LANGUAGE_ADAPTER) is None

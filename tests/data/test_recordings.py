@@ -85,9 +85,11 @@ def test_a_recording_that_breaks_off_is_told_of_from_there_on():
     assert str(found[2]) == str(found[9]) == "it is corrupt"
 
 
+@pytest.mark.parametrize("stop", [1000, 985])
 @pytest.mark.parametrize("there", [990, 1017])
-def test_a_file_that_is_not_as_long_as_its_header_said_is_told_of(there):
-    recordings = [Recording(1000, cut(np.zeros(there, np.int16), [300]), [(0, 600), (500, 1000)])]
+def test_a_file_that_is_not_as_long_as_its_header_said_is_told_of(there, stop):
+    """Also where the last samples are too few for another frame, so that no window reaches them."""
+    recordings = [Recording(1000, cut(np.zeros(there, np.int16), [300]), [(0, 600), (500, stop)])]
     found = list(read_windows(recordings, [(0, 0), (0, 1)]))
     assert len(found[0]) == 600
     assert str(found[1]).startswith(f"decoded to {there} samples although its header promised 1000: the file changed")

@@ -41,7 +41,10 @@ class ModelArguments:
         needs=("train", "translation"),
     )
     freeze_encoder: bool = flag(
-        False, "Keep the whole encoder as it was pretrained, and train the head or the decoder alone.", needs=("train",)
+        False,
+        "Keep the whole encoder as it was pretrained, and train the head or the decoder alone, with adapters that the "
+        "checkpoint lacks.",
+        needs=("train",),
     )
     freeze_encoder_steps: int = flag(
         0,

@@ -48,7 +48,10 @@ def read_windows(
             opened, reader, error = number, _Reader(recording), None
         if error is None:
             try:
-                yield reader.read(*recording.windows[window])
+                found = reader.read(*recording.windows[window])
+                if window == len(recording.windows) - 1:
+                    reader.finish()
+                yield found
                 continue
             except (InputError, OSError) as failure:
                 error = failure if isinstance(failure, InputError) else InputError(str(failure))
@@ -74,11 +77,13 @@ class _Reader:
             parts.append(piece[max(0, start - end) :])
             end += len(piece)
         self._held, self._start = np.concatenate(parts), start
-        if stop == self._promised:
-            end += sum(map(len, self._pieces))
-            if end > stop + RESAMPLER_SLACK:
-                raise InputError(self._says(end))
         return self._held[: stop - start]
+
+    def finish(self) -> None:
+        """Raises `InputError` unless the recording, read to its end, is as long as its header has said."""
+        end = self._start + len(self._held) + sum(map(len, self._pieces))
+        if not self._promised <= end <= self._promised + RESAMPLER_SLACK:
+            raise InputError(self._says(end))
 
     def _says(self, there: int) -> str:
         return (

@@ -19,11 +19,12 @@ from xtremes_jax.models.convert import IN_TRANSLATION, canonical_name, their_nam
 from xtremes_jax.models.lora import Lora, adapted_maps, is_factor
 from xtremes_jax.models.model import AnyConfig
 from xtremes_jax.models.translation_config import TRANSLATION_MODEL_TYPE
-from xtremes_jax.models.weights import Tensors
+from xtremes_jax.models.weights import Reader, Tensors
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _LARGEST_RANK = 2**16
+_LARGEST_ALPHA = 2**32
 
 _PASSED_OVER = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
@@ -41,7 +42,7 @@ def to_peft(
     ordinary: Mapping[str, np.ndarray],
     config: AnyConfig,
     lora: Lora,
-    trained: Iterable[str],
+    unlike_base: Iterable[str],
     base: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """An adapter of a trained model: its tensors, and the contents of its adapter_config.json.
@@ -51,19 +52,23 @@ def to_peft(
         ordinary: tensors of the checkpoint that it is exported as.
         config: of the model.
         lora: how it was adapted.
-        trained: dotted names of the parameters that were trained, factors or not.
+        unlike_base: dotted names of the parameters that the base does not hold as they are, factors or not; a map of
+            which both kernel and factors are among them is stored whole.
         base: hub id or directory of the checkpoint that it was trained from.
     """
     names = their_names_of_ours(config)
     tensors: dict[str, np.ndarray] = {}
     adapted: list[str] = []
+    unlike_base = set(unlike_base)
     for ours in adapted_maps(params):
+        if f"{ours}.kernel" in unlike_base:
+            continue
         modules = [name.removesuffix(".weight") for name in names[f"{ours}.kernel"]]
         adapted += modules
         for end, factor in ((_A, f"{ours}.lora_A"), (_B, f"{ours}.lora_B")):
             for module, part in zip(modules, np.asarray(params[factor], np.float32), strict=True):
                 tensors[f"{_PREFIX}{module}{end}"] = np.ascontiguousarray(part.T)
-    whole = [name for ours in trained if not is_factor(ours) for name in names.get(ours, ())]
+    whole = [name for ours in sorted(unlike_base) if not is_factor(ours) for name in names.get(ours, ())]
     if tables.EMBEDDING in whole:  # the output is the same tensor in another module, which PEFT copies by itself
         whole.append(tables.TIED_OUTPUT)
         ordinary = {**ordinary, tables.TIED_OUTPUT: ordinary[tables.EMBEDDING]}
@@ -147,7 +152,7 @@ def read_settings(source: str, settings: Mapping[str, Any]) -> Adapter:
         if settings.get(name):
             raise refuse(name, "that is not implemented.")
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise InputError(
             f"{source}: adapter_config.json has base_model_name_or_path {shown(base)}, so nobody knows which model the "
             "adapter belongs to. Write its hub id or directory there."
@@ -155,9 +160,15 @@ def read_settings(source: str, settings: Mapping[str, Any]) -> Adapter:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
         raise InputError(f"{source}: adapter_config.json has r {shown(rank)}; a rank is a whole number from 1 on.")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise InputError(f"{source}: adapter_config.json has lora_alpha {shown(alpha)}, which is no finite number.")
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    if type(alpha) not in (int, float) or not abs(alpha) <= _LARGEST_ALPHA:  # NaN compares false
+        raise InputError(
+            f"{source}: adapter_config.json has lora_alpha {shown(alpha)}, which is no number up to "
+            f"{_LARGEST_ALPHA:,}. Save the adapter again."
+        )
+    by_root = settings.get("use_rslora")
+    if by_root not in (None, True, False):
+        raise refuse("use_rslora", "it is either true or false.")
+    scale = alpha / (math.sqrt(rank) if by_root else rank)
     return Adapter(source, base, revision if isinstance(revision, str) else None, scale, rank)
 
 
@@ -173,12 +184,19 @@ def merged_tensors(
         root: what the names of the base's encoder begin with, or lack (`ModelConfig.root`).
 
     Raises:
-        InputError: the adapter holds tensors that are none of an adapter's, or that its base has no place for; or a
-            factor lacks its other half.
+        InputError: the adapter holds tensors that are none of an adapter's, that its base has no place for, or two for
+            one place; or a factor lacks its other half.
     """
     source = adapter.source
     spelling = {canonical_name(name, root): name for name in base}
     readers = {name: partial(base.__getitem__, name) for name in base}
+    made_of: dict[str, str] = {}
+
+    def place(tensor: str, part: str, read: Reader) -> None:
+        if (other := made_of.setdefault(tensor, part)) != part:
+            raise InputError(f"{source} holds {shown(other)} and {shown(part)}, which are one tensor of its base.")
+        readers[tensor] = read
+
     for name in held:
         if not name.startswith(_PREFIX):
             raise InputError(f"{source} holds {shown(name)}; a PEFT adapter's names begin with {_PREFIX}.")
@@ -194,12 +212,12 @@ def merged_tensors(
                     f"{source} adapts {stem}, which its base {adapter.base} does not hold. Check "
                     "base_model_name_or_path in adapter_config.json."
                 )
-            readers[weight] = partial(_merged, adapter, held, stem, base, weight)
+            place(weight, stem, partial(_merged, adapter, held, stem, base, weight))
         elif "lora_" in module:
             raise InputError(f"{source} holds {shown(name)}, which is no factor of a linear map: it cannot be read.")
         else:
             whole = spelling.get(canonical_name(module, root), module)
-            readers[whole] = partial(held.__getitem__, name)
+            place(whole, module, partial(held.__getitem__, name))
     return Tensors(readers)
 
 
@@ -209,7 +227,13 @@ def _merged(
     """One matrix `[outputs, inputs]` of the base with its low-rank update, float32."""
     kernel = np.asarray(base[weight]).astype(np.float32)
     first, second = (np.asarray(held[f"{_PREFIX}{stem}{end}"]).astype(np.float64) for end in (_A, _B))
-    outputs, inputs = kernel.shape if kernel.ndim == 2 else (None, None)
+    if kernel.ndim != 2:
+        raise InputError(
+            f"{adapter.source} adapts {stem}, whose weights in {adapter.base} are {kernel.shape}: only factors of "
+            "linear maps can be read. Merge it into its base with PEFT (merge_and_unload, save_pretrained), and name "
+            "the result."
+        )
+    outputs, inputs = kernel.shape
     if first.shape != (adapter.rank, inputs) or second.shape != (outputs, adapter.rank):
         raise InputError(
             f"{adapter.source} has factors of {first.shape} and {second.shape} for {stem}, whose matrix in "
@@ -228,16 +252,24 @@ def with_heads(config: Mapping[str, Any], held: Mapping[str, np.ndarray], archit
     """A base's `config.json` with the head that an adapter brings, as the shapes of its tensors say.
 
     Classes have no names in an adapter: a config.json beside it tells them.
+
+    Raises:
+        InputError: a head is no matrix.
     """
     changed = dict(config)
     for head, ending in (("lm_head", "ForCTC"), ("classifier", "ForSequenceClassification")):
         if f"{_PREFIX}{head}.weight" not in held:
             continue
-        size = int(held[f"{_PREFIX}{head}.weight"].shape[0])
+        weight = held[f"{_PREFIX}{head}.weight"]
+        if weight.ndim != 2 or not weight.size:  # a file of a few bytes can hold any number of empty rows
+            raise InputError(
+                f"The adapter's {head}.weight has shape {weight.shape}, which is that of no head. Save it again."
+            )
+        size = int(weight.shape[0])
         changed["architectures"] = [f"{architecture}{ending}"]
         if head == "lm_head":
             changed["vocab_size"] = size
-        elif len(changed.get("id2label") or ()) != size:
+        elif not isinstance(names := changed.get("id2label"), dict) or len(names) != size:
             changed["id2label"] = {str(index): f"LABEL_{index}" for index in range(size)}
             changed.pop("label2id", None)
     return changed
