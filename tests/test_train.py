@@ -148,6 +148,8 @@ def test_transcripts_are_searched_with_as_many_beams_as_are_asked_for(recognitio
         assert transcribe(lively, list(clips.values()), beams=beams) == [found[beams][name] for name in clips]
     with pytest.raises(InputError, match="beams is 0"):
         transcribe(lively, list(clips.values()), beams=0)
+    with pytest.raises(InputError, match="batch_size is 0; it must be a whole number of at least 1"):
+        transcribe(lively, list(clips.values()), batch_size=0)
 
 
 def saved_clips(corpus, folder) -> dict[str, Path]:

@@ -62,7 +62,8 @@ def transcribe(
 
     Raises:
         InputError: a file cannot be read (it is named) or is too long for one pass, the model has no CTC head or no
-            tokenizer, `beams` is no whole number of at least 1, or the strides leave nothing of the windows.
+            tokenizer, `beams` or `batch_size` is no whole number of at least 1, or the strides leave nothing of the
+            windows.
     """
     model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
     if isinstance(model, Translator):
@@ -73,15 +74,13 @@ def transcribe(
         raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
 
     model = model.with_padding_masked
-    if isinstance(beams, bool) or not isinstance(beams, (int, np.integer)) or beams < 1:
-        raise InputError(f"beams is {beams!r}; it must be a whole number of at least 1.")
-
+    beams, batch_size = _count("beams", beams), _count("batch_size", batch_size)
     if chunk_length_s is None and stride_length_s is not None:
         raise InputError("stride_length_s needs chunk_length_s, the length of the windows.")
 
     def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
         output = model(audio, lengths)
-        found = _decode(output.logits, output.logit_lengths, blank=model.config.pad_token_id, beams=int(beams))
+        found = _decode(output.logits, output.logit_lengths, blank=model.config.pad_token_id, beams=beams)
         rows = zip(np.asarray(found.tokens).tolist(), np.asarray(found.lengths).tolist(), strict=True)
         return to_text(model.tokenizer, [tokens[:count] for tokens, count in rows])
 
@@ -94,7 +93,7 @@ def transcribe(
     short = [file for file, long in zip(files, is_long, strict=True) if not long]
     longer = [(file, info) for file, info, long in zip(files, infos, is_long, strict=True) if long]
     in_one = iter(_in_batches(text_of, short, batch_size))
-    in_windows = iter(_in_windows(model, longer, cut, batch_size, int(beams)))
+    in_windows = iter(_in_windows(model, longer, cut, batch_size, beams))
     return [next(in_windows if long else in_one) for long in is_long]
 
 
@@ -119,7 +118,7 @@ def translate(
     if not isinstance(model, Translator):
         raise InputError("translate needs a speech encoder-decoder; this model has a head, and no decoder.")
 
-    model = model.with_padding_masked
+    model, batch_size = model.with_padding_masked, _count("batch_size", batch_size)
 
     def text_of(audio: np.ndarray, lengths: np.ndarray) -> list[str]:
         written = model(audio, lengths)
@@ -127,6 +126,13 @@ def translate(
         return to_sentences(model.tokenizer, [tokens[:count] for tokens, count in rows])
 
     return _in_batches(text_of, _listed(audio_files), batch_size)
+
+
+def _count(name: str, value: int) -> int:
+    """An argument that has to be a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    return int(value)
 
 
 def _listed(audio_files: File | Iterable[File]) -> list[File]:
