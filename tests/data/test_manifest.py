@@ -98,8 +98,9 @@ def test_nemo_segments_are_stretches_of_the_recording(folder):
     assert split.targets() == ["one", "two"]
     assert split.segment(0) is None and split.segment(1) == (0.01, 0.025)
     assert split.audio(0) == split.audio(1) == folder / "a.wav"
-    with pytest.raises(InputError, match="clip 1.*seconds"):
-        load(write(folder / "train.jsonl", [{"audio_filepath": "a.wav", "text": "x", "offset": 1}]))
+    for odd in ({"offset": 1}, {"offset": 10**400, "duration": 1}):
+        with pytest.raises(InputError, match="clip 1.*seconds"):
+            load(write(folder / "train.jsonl", [{"audio_filepath": "a.wav", "text": "x"} | odd]))
 
 
 def test_classes_are_text_and_must_be_those_of_the_training_split(folder):

@@ -241,6 +241,6 @@ def _stretches(path: Path, rows: list[dict]) -> tuple[list[float | None], list[f
         try:
             starts.append(float(row["offset"]))
             ends.append(float(row["offset"]) + float(row["duration"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last: whole numbers beyond any float
             raise InputError(f"{path}, clip {number}: `offset` and `duration` have to be seconds.") from error
     return starts, ends
