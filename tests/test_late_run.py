@@ -52,7 +52,7 @@ def test_the_encoder_stays_until_then(undisturbed, corpus, tmp_path, capsys):
     halted = dict(max_steps=PAUSE, lr_scheduler_type="constant", save_strategy="no", save_steps=None)
     assert train.main(late(corpus, whole, **halted)) == 0
     frozen = halted | {"freeze_encoder_steps": None, "freeze_encoder": True}
-    capsys.readouterr()
+    assert f"--freeze_encoder_steps {PAUSE} is the whole run" in capsys.readouterr().err
     assert train.main(late(corpus, only, **frozen)) == 0
     told = capsys.readouterr().err
     ours, theirs = parameters(whole), parameters(only)

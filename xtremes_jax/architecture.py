@@ -88,9 +88,10 @@ def _check_padding(flags: ModelArguments, start: StartingPoint, config: ModelCon
             f"--cache_frontend keeps frames of each clip, and those of {start.source} depend on the padding of its "
             "batch, which this model does not mask. Add --mask_padding True, or drop --cache_frontend."
         )
+    said = "as --mask_padding says" if flags.mask_padding is False else f"as in Transformers for {start.source}"
     logger.info(
-        "Padding is not masked, as in Transformers for %s: what a clip gives depends on the length of its batch. "
-        "--mask_padding True makes it what the clip gives alone.", start.source,
+        "Padding is not masked, %s: what a clip gives depends on the length of its batch. --mask_padding True makes it "
+        "what the clip gives alone.", said,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """How the parameters of a network are updated: the optimizer, the state that it starts from, and the training step."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from xtremes_jax.training import sharding
 from xtremes_jax.training.optimizer import make_optimizer, make_schedule, warmup_step_count, with_latecomers
 from xtremes_jax.training.state import TrainState, create_state
 from xtremes_jax.training.step import make_train_step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,13 @@ def make_optimization(arguments: Arguments, network: Network, total_steps: int) 
         # Their optimizer counts their own updates, and the learning rate is that of the whole run's.
         late = adamw(lambda count: learning_rate(count + pause), network.late)
         optimizer = with_latecomers(optimizer, late, network.late, pause)
+        if pause < total_steps:
+            logger.info("The encoder stays as it is for the first %d of %d updates.", pause, total_steps)
+        else:
+            logger.warning(
+                "--freeze_encoder_steps %d is the whole run (%d updates): the encoder is never trained.",
+                pause, total_steps,
+            )  # fmt: skip
 
     def create(trainable, frozen):
         return create_state(trainable, frozen, optimizer, scale_loss=training.fp16)
