@@ -65,15 +65,7 @@ def transcribe(
             tokenizer, `beams` or `batch_size` is no whole number of at least 1, or the strides leave nothing of the
             windows.
     """
-    model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
-    if isinstance(model, Translator):
-        raise InputError("transcribe needs a model with a CTC head; this one translates: use xtremes_jax.translate.")
-    if model.config.head != "ctc":
-        raise InputError(f"transcribe needs a model with a CTC head; this one is for {model.config.head}.")
-    if model.tokenizer is None:
-        raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
-
-    model = model.with_padding_masked
+    model = _recogniser(model_or_path).with_padding_masked
     beams, batch_size = _count("beams", beams), _count("batch_size", batch_size)
     if chunk_length_s is None and stride_length_s is not None:
         raise InputError("stride_length_s needs chunk_length_s, the length of the windows.")
@@ -126,6 +118,18 @@ def translate(
         return to_sentences(model.tokenizer, [tokens[:count] for tokens, count in rows])
 
     return _in_batches(text_of, _listed(audio_files), batch_size)
+
+
+def _recogniser(model_or_path: Model | str | Path) -> Model:
+    """A model whose output can be read as transcripts."""
+    model = load_model(model_or_path) if isinstance(model_or_path, (str, Path)) else model_or_path
+    if isinstance(model, Translator):
+        raise InputError("transcribe needs a model with a CTC head; this one translates: use xtremes_jax.translate.")
+    if model.config.head != "ctc":
+        raise InputError(f"transcribe needs a model with a CTC head; this one is for {model.config.head}.")
+    if model.tokenizer is None:
+        raise InputError("The model's directory holds no vocab.json, so its output cannot be turned into text.")
+    return model
 
 
 def _count(name: str, value: int) -> int:
